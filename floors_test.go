@@ -1,0 +1,140 @@
+// Package floors_test holds the rules of the house that a compiler does not
+// know: which package may import which.
+package floors_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/sandbox-temporal/sandbox-temporal/"
+
+// floors says which of our packages each package may import. A package looks
+// down, never up and never sideways. One that is missing here fails: a new
+// package needs a line and a reason.
+var floors = map[string][]string{
+	// 0: words
+	"internal/fault": {},
+	"internal/fork":  {"internal/fault"},
+
+	// 1: seams
+	"internal/sandbox": {"internal/fault"},
+	"internal/agent":   {"internal/fault", "internal/fork"},
+
+	// 2: adapters, blind to each other
+	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
+	"internal/gateway":   {"internal/fault", "internal/fork"},
+	"internal/repo":      {"internal/fault"},
+	"internal/artifact":  {"internal/fault"},
+	"internal/metrics":   {"internal/fork"},
+	// A scripted stand-in for the model API and the loop of a small agent
+	// that talks to it: what demo and the tests run against.
+	"internal/standin": {"internal/fault"},
+
+	// 3: decisions
+	"internal/orchestrator": {"internal/fault", "internal/fork", "internal/sandbox"},
+
+	// 4: deeds
+	"internal/activities": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent",
+		"internal/gateway", "internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator"},
+
+	// 5: machinery
+	"internal/config": {"internal/fault", "internal/fork"},
+	"internal/engine": {"internal/fault"},
+	// One worker process: gateway, activities, metrics and the task queues
+	// it serves. Both "worker" and the engine are made of it.
+	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway",
+		"internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator", "internal/activities"},
+
+	// 6: the face: knows the seams, not what is plugged in
+	"internal/cli": {"internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
+		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
+		"internal/host", "internal/metrics", "internal/gateway", "internal/standin"},
+
+	// 7: main plugs everything in
+	"cmd/*": {"*"},
+}
+
+// quiet packages decide and never do: they may not reach the outside world.
+var quiet = []string{"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/orchestrator"}
+
+var outside = []string{"os", "os/exec", "net", "net/http", "syscall", "math/rand", "math/rand/v2", "crypto/rand"}
+
+// heavy modules have one home, so that nothing else pays for them.
+var heavy = map[string]string{
+	"go.temporal.io/server":             "internal/engine",
+	"github.com/temporalio/ui-server":   "internal/engine",
+	"github.com/spf13/cobra":            "internal/cli",
+	"github.com/charmbracelet":          "internal/cli",
+	"gocloud.dev":                       "internal/artifact",
+	"modernc.org/sqlite":                "internal/gateway",
+	"github.com/pressly/goose":          "internal/gateway",
+	"github.com/elastic/go-seccomp-bpf": "internal/sandbox/local",
+}
+
+func TestPackagesLookDownOnly(t *testing.T) {
+	// The files are read here and not by a "go list" child, whose reads the
+	// test cache would not see.
+	seen := 0
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && d.Name() != "." || d.Name() == "testdata" || d.Name() == "node_modules") {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return nil
+		}
+		pkg := path.Dir(filepath.ToSlash(file))
+		allowed, ok := floor(pkg)
+		if !ok {
+			t.Errorf("%s stands on no floor: add it to the table, or do without it", pkg)
+		}
+		seen++
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range f.Imports {
+			imp, _ := strconv.Unquote(spec.Path.Value)
+			if dep, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(allowed, dep) && !slices.Contains(allowed, "*") {
+				t.Errorf("%s may not import %s", file, dep)
+			}
+			if slices.Contains(quiet, pkg) && slices.Contains(outside, imp) {
+				t.Errorf("%s may not import %s: this package decides, it does not do", file, imp)
+			}
+			for mod, home := range heavy {
+				if (imp == mod || strings.HasPrefix(imp, mod+"/")) && pkg != home {
+					t.Errorf("%s may not import %s: only %s does", file, imp, home)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 20 {
+		t.Errorf("only %d files were looked at", seen)
+	}
+}
+
+func floor(pkg string) ([]string, bool) {
+	if allowed, ok := floors[pkg]; ok {
+		return allowed, true
+	}
+	for pattern, allowed := range floors {
+		if ok, _ := path.Match(pattern, pkg); ok {
+			return allowed, true
+		}
+	}
+	return nil, false
+}

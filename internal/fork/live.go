@@ -1,0 +1,11 @@
+package fork
+
+// Live is what can be seen of a fork while its agent works. It is the
+// heartbeat of the activity that follows the agent, so it is small.
+type Live struct {
+	Phase  string `json:"phase"`            // "create", "health", "agent", "collect", "cleanup"
+	Turns  int    `json:"num_turns"`        // messages of the model so far
+	Cost   USD    `json:"cost_usd"`         // by the gateway's ledger
+	Action string `json:"action,omitempty"` // the last thing the agent did, one line
+	Offset int64  `json:"offset,omitempty"` // bytes of the agent's output that were read
+}

@@ -1,0 +1,46 @@
+package fork
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+// Validate says what is wrong with the plan, as a fault of kind Invalid with
+// a hint, or returns nil.
+func (p Plan) Validate() error {
+	bad := func(hint, format string, args ...any) error {
+		return fault.New("plan", fault.Invalid, format, args...).Hinted("%s", hint)
+	}
+	switch {
+	case p.Repo == "":
+		return bad("Name a git URL or a local path.", "no repository given")
+	case strings.TrimSpace(p.Prompt) == "":
+		return bad("Say what the agents shall do: --prompt TEXT, --prompt @file, or --prompt - for standard input.", "the prompt is empty")
+	case len(p.Prompt) > MaxPrompt:
+		return bad("Put the long part into a file in the repository and refer to it.", "the prompt has %d bytes, the most is %d", len(p.Prompt), MaxPrompt)
+	case strings.ContainsRune(p.Prompt, 0):
+		return bad("Give the prompt as text.", "the prompt holds a NUL byte")
+	case p.Forks < 1 || p.Forks > MaxForks:
+		return bad(fmt.Sprintf("Use --forks 1 to %d.", MaxForks), "%d forks asked for", p.Forks)
+	case p.MaxConcurrent < 1:
+		return bad("Use --max-concurrent 1 or more.", "%d forks at once asked for", p.MaxConcurrent)
+	case p.Timeout < time.Second:
+		return bad("Use --timeout 1 or more, in seconds.", "a timeout of %s asked for", p.Timeout)
+	case p.Timeout > 7*24*time.Hour:
+		return bad("Use --timeout 604800 (a week) or less.", "a timeout of %s asked for", p.Timeout)
+	case p.Budget < 0:
+		return bad("Use --budget with an amount above 0.", "a budget of %s asked for", p.Budget)
+	case p.Provider == "":
+		return bad("Use --provider local.", "no provider given")
+	case p.Agent == "":
+		return bad("Use --agent claude.", "no agent given")
+	case p.Agent == "command" && strings.TrimSpace(p.AgentCommand) == "":
+		return bad("Say which program it is: --agent-command 'my-agent {prompt}'.", "the agent \"command\" has no command")
+	case p.Agent != "command" && p.AgentCommand != "":
+		return bad("Add --agent command, or leave --agent-command out.", "--agent-command is given but the agent is %q", p.Agent)
+	}
+	return nil
+}

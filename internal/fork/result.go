@@ -1,0 +1,98 @@
+package fork
+
+import "unicode/utf8"
+
+// Usage is what model calls used and cost.
+type Usage struct {
+	Cost             USD   `json:"cost_usd"`
+	InputTokens      int64 `json:"input_tokens"`
+	OutputTokens     int64 `json:"output_tokens"`
+	CacheReadTokens  int64 `json:"cache_read_tokens"`
+	CacheWriteTokens int64 `json:"cache_write_tokens"`
+}
+
+// Add returns the sum of two usages.
+func (u Usage) Add(v Usage) Usage {
+	return Usage{
+		Cost:             u.Cost + v.Cost,
+		InputTokens:      u.InputTokens + v.InputTokens,
+		OutputTokens:     u.OutputTokens + v.OutputTokens,
+		CacheReadTokens:  u.CacheReadTokens + v.CacheReadTokens,
+		CacheWriteTokens: u.CacheWriteTokens + v.CacheWriteTokens,
+	}
+}
+
+// A Result is how one fork ended, or how it stands. Its JSON is a promise to
+// scripts: fields are added, never renamed.
+type Result struct {
+	ForkNum      int     `json:"fork_num"`
+	Status       Status  `json:"status"`
+	Model        string  `json:"model"`
+	Agent        string  `json:"agent"`
+	SandboxID    string  `json:"sandbox_id"`
+	Branch       string  `json:"branch"` // empty when the fork has no branch
+	BaseCommit   string  `json:"base_commit"`
+	Commit       string  `json:"commit"` // empty when the agent changed nothing
+	FilesChanged int     `json:"files_changed"`
+	Insertions   int     `json:"insertions"`
+	Deletions    int     `json:"deletions"`
+	Usage                // cost_usd, input_tokens, …
+	NumTurns     int     `json:"num_turns"`
+	Duration     float64 `json:"duration_seconds"`
+	Output       string  `json:"output"` // the agent's last words, at most MaxText bytes
+	Error        string  `json:"error"`  // why Status is not success; empty otherwise
+	Hint         string  `json:"hint,omitempty"`
+	Verify       *Verify `json:"verify,omitempty"` // nil: nothing was verified
+}
+
+// Verify is what a verification command said of a fork's work.
+type Verify struct {
+	Status   Status  `json:"status"`
+	ExitCode int     `json:"exit_code"`
+	Duration float64 `json:"duration_seconds"`
+}
+
+// Progress counts a run's forks by where they stand.
+type Progress struct {
+	Run       string   `json:"workflow_id"`
+	Name      string   `json:"name,omitempty"`
+	Repo      string   `json:"repo"`
+	Status    Status   `json:"status"` // Running until every fork has ended
+	Paused    bool     `json:"paused,omitempty"`
+	Total     int      `json:"total_forks"`
+	Pending   int      `json:"pending"`
+	Running   int      `json:"running"`
+	Success   int      `json:"successful"`
+	Failed    int      `json:"failed"` // every ended fork that is no success
+	Cost      USD      `json:"total_cost_usd"`
+	Budget    USD      `json:"budget_usd,omitempty"`
+	Duration  float64  `json:"total_duration_seconds"`
+	Active    []int    `json:"active,omitempty"`   // the numbers of the running forks
+	Statuses  []Status `json:"statuses,omitempty"` // of each fork, by number
+	Error     string   `json:"error,omitempty"`    // why the run itself could not go on
+	ErrorKind string   `json:"error_kind,omitempty"`
+	Hint      string   `json:"hint,omitempty"`
+}
+
+// A Report is all there is to say about a run so far.
+type Report struct {
+	Progress
+	Results []Result `json:"results"` // of the forks that ended, by number
+}
+
+// MaxText bounds the free text of a Result, in bytes.
+const MaxText = 16 << 10
+
+// Cut shortens s to at most limit bytes at a rune's edge and marks the place.
+// What was cut stands in the artifact store.
+func Cut(s string, limit int) string {
+	const mark = "\n… (cut)"
+	if len(s) <= limit {
+		return s
+	}
+	n := limit - len(mark)
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:max(n, 0)] + mark
+}

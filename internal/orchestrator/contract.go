@@ -1,0 +1,212 @@
+package orchestrator
+
+import (
+	"context"
+	"time"
+
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// The strings below are written into workflow history or said by clients of
+// other versions. Renaming a Go identifier is free; changing a string breaks
+// every run in flight.
+
+// Workflow types, and the id and schedule of the clean-up.
+const (
+	OrchestrationName = "SandboxOrchestrationWorkflow"
+	ForkName          = "ForkWorkflow"
+	CleanupName       = "ScheduledCleanupWorkflow"
+	CleanupID         = "sandbox-cleanup-scheduled"
+)
+
+// Messages to a run. Pause, Resume and Cancel are both signals, which any
+// Temporal client can send, and updates, which answer with a fork.Progress
+// when the thing is done.
+const (
+	Pause  = "pause"
+	Resume = "resume"
+	Cancel = "cancel"
+
+	// GetProgress answers with a fork.Progress.
+	GetProgress = "get_progress"
+	// GetResults takes a ResultsInput and answers with a ResultsOutput.
+	GetResults = "get_results"
+)
+
+// Messages to a fork.
+const (
+	CancelExecution = "cancel_execution" // signal
+	GetStatus       = "get_status"       // query; answers with a fork.Result
+)
+
+// DefaultTaskQueue is where runs, and the activities that any worker can do,
+// wait.
+const DefaultTaskQueue = "sandbox-orchestration"
+
+// HostQueue returns the task queue of one host: where the activities of the
+// sandboxes wait that live there.
+func HostQueue(queue, host string) string { return queue + "@" + host }
+
+// The activities.
+var (
+	PrepareBase           = Activity[PrepareBaseInput, Base]{"prepare_base"}
+	CreateSandbox         = Activity[CreateSandboxInput, sandbox.Ref]{"create_sandbox"}
+	HealthCheck           = Activity[HealthCheckInput, None]{"health_check"}
+	ExecuteCommand        = Activity[ExecuteCommandInput, ExecuteCommandOutput]{"execute_command"}
+	RunClaudeAgent        = Activity[RunAgentInput, RunAgentOutput]{"run_claude_agent"}
+	RunAgent              = Activity[RunAgentInput, RunAgentOutput]{"run_agent"}
+	CollectResult         = Activity[CollectResultInput, CollectResultOutput]{"collect_result"}
+	CleanupSandbox        = Activity[CleanupSandboxInput, None]{"cleanup_sandbox"}
+	RecordMetrics         = Activity[RecordMetricsInput, None]{"record_metrics"}
+	FindOrphanedSandboxes = Activity[FindOrphanedSandboxesInput, FindOrphanedSandboxesOutput]{"find_orphaned_sandboxes"}
+)
+
+type (
+	// PrepareBaseInput asks for what all forks of a run start from.
+	PrepareBaseInput struct {
+		Run  string    `json:"run"`
+		Plan fork.Plan `json:"plan"`
+	}
+	// Base is what all forks of a run start from.
+	Base struct {
+		Queue     string `json:"queue"`      // where the run's other activities wait
+		Commit    string `json:"commit"`     // the full id of the base commit
+		Branch    string `json:"branch"`     // the branch it was taken from
+		PromptKey string `json:"prompt_key"` // where the artifact store holds the prompt
+		Frozen    string `json:"frozen"`     // the provider's frozen base; empty: every fork unpacks Bundle
+		Bundle    string `json:"bundle"`     // where the artifact store holds the commit; empty when Frozen is set
+	}
+	// CreateSandboxInput asks for a sandbox that holds the base.
+	CreateSandboxInput struct {
+		Spec     fork.Spec `json:"spec"`
+		Base     Base      `json:"base"`
+		Deadline time.Time `json:"deadline"` // when the sandbox destroys itself
+	}
+	// HealthCheckInput asks whether the sandbox can do the work.
+	HealthCheckInput struct {
+		Spec fork.Spec   `json:"spec"`
+		Ref  sandbox.Ref `json:"ref"`
+	}
+	// ExecuteCommandInput runs one command in a sandbox. A second call with
+	// the same ID follows the same process.
+	ExecuteCommandInput struct {
+		Ref  sandbox.Ref `json:"ref"`
+		ID   string      `json:"id"`
+		Args []string    `json:"args"`
+		Env  []string    `json:"env,omitempty"`
+		Dir  string      `json:"dir,omitempty"`
+	}
+	// ExecuteCommandOutput is how the command ended; its outputs are cut at
+	// fork.MaxText.
+	ExecuteCommandOutput struct {
+		ExitCode int    `json:"exit_code"`
+		Stdout   string `json:"stdout"`
+		Stderr   string `json:"stderr"`
+	}
+	// RunAgentInput runs the agent to its end. A second call with the same
+	// Attempt follows the same process.
+	RunAgentInput struct {
+		Spec     fork.Spec   `json:"spec"`
+		Ref      sandbox.Ref `json:"ref"`
+		Attempt  int         `json:"attempt"` // from 1; above 1 the agent resumes its session
+		Deadline time.Time   `json:"deadline"`
+	}
+	// RunAgentOutput is what remains of a run that may have said megabytes.
+	RunAgentOutput struct {
+		Status fork.Status `json:"status"`
+		Output string      `json:"output"`
+		Error  string      `json:"error,omitempty"`
+		Hint   string      `json:"hint,omitempty"`
+		Turns  int         `json:"num_turns"`
+		Usage  fork.Usage  `json:"usage"`
+		Again  bool        `json:"again,omitempty"` // another attempt could help
+	}
+	// CollectResultInput asks for the work of a fork as a branch.
+	CollectResultInput struct {
+		Spec fork.Spec   `json:"spec"`
+		Ref  sandbox.Ref `json:"ref"`
+	}
+	// CollectResultOutput names the branch; Branch and Commit are empty when
+	// the agent changed nothing.
+	CollectResultOutput struct {
+		Branch       string `json:"branch"`
+		Commit       string `json:"commit"`
+		FilesChanged int    `json:"files_changed"`
+		Insertions   int    `json:"insertions"`
+		Deletions    int    `json:"deletions"`
+	}
+	// CleanupSandboxInput names everything a fork may have left: Ref, when it
+	// is known, and whatever carries the labels of the run and the fork.
+	CleanupSandboxInput struct {
+		Ref      sandbox.Ref `json:"ref"`
+		Provider string      `json:"provider"`
+		Run      string      `json:"run"`
+		Num      int         `json:"fork_num"`
+	}
+	// RecordMetricsInput is a fork that ended.
+	RecordMetricsInput struct {
+		Result fork.Result `json:"result"`
+	}
+	// FindOrphanedSandboxesInput asks for sandboxes that no run uses.
+	FindOrphanedSandboxesInput struct {
+		MaxAge time.Duration `json:"max_age"`
+	}
+	// FindOrphanedSandboxesOutput is what can go.
+	FindOrphanedSandboxesOutput struct {
+		Orphans []CleanupSandboxInput `json:"orphans"`
+	}
+	// None is the output of an activity that has nothing to say.
+	None struct{}
+)
+
+type (
+	// ForkInput is what a fork's workflow is started with.
+	ForkInput struct {
+		Spec fork.Spec `json:"spec"`
+		Base Base      `json:"base"`
+	}
+	// CleanupInput is what the scheduled clean-up is started with.
+	CleanupInput struct {
+		MaxAge time.Duration `json:"max_age"`
+	}
+	// CleanupOutput says what one clean-up did.
+	CleanupOutput struct {
+		Found   int `json:"found"`
+		Removed int `json:"removed"`
+	}
+	// ResultsInput asks for the results of ended forks with a number of at
+	// least From.
+	ResultsInput struct {
+		From int `json:"from"`
+	}
+	// ResultsOutput is a page of results, by number. Next is the From of the
+	// next page, 0 on the last.
+	ResultsOutput struct {
+		Results []fork.Result `json:"results"`
+		Next    int           `json:"next,omitempty"`
+	}
+)
+
+// An Activity ties a name on the wire to the types on both sides of it, so
+// the workflow that calls and the worker that serves cannot drift apart.
+type Activity[In, Out any] struct{ Name string }
+
+// Do runs the activity with the options of ctx and waits for it.
+func (a Activity[In, Out]) Do(ctx workflow.Context, in In) (out Out, err error) {
+	err = workflow.ExecuteActivity(ctx, a.Name, in).Get(ctx, &out)
+	return out, err
+}
+
+// Registrar is the part of a worker, or of a test environment, that serves.
+type Registrar interface {
+	RegisterActivityWithOptions(fn any, o activity.RegisterOptions)
+}
+
+// Serve registers fn as the activity's implementation.
+func (a Activity[In, Out]) Serve(w Registrar, fn func(context.Context, In) (Out, error)) {
+	w.RegisterActivityWithOptions(fn, activity.RegisterOptions{Name: a.Name})
+}
