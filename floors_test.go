@@ -34,9 +34,17 @@ var floors = map[string][]string{
 	"internal/repo":      {"internal/fault"},
 	"internal/artifact":  {"internal/fault"},
 	"internal/metrics":   {"internal/fork"},
-	// A scripted stand-in for the model API and the loop of a small agent
-	// that talks to it: what demo and the tests run against.
+	// How a command finds the engine and talks to it, without linking it:
+	// lock, endpoint file, control socket.
+	"internal/endpoint": {"internal/fault"},
+	// A scripted stand-in for the model API: what demo and the tests run
+	// against.
 	"internal/standin": {"internal/fault"},
+	// The program of the built-in agent: the smallest real agent loop, for
+	// machines without Claude Code.
+	"internal/mini": {"internal/fault"},
+	// The repository and the script that demo runs with.
+	"internal/demo": {"internal/fault", "internal/standin"},
 
 	// 3: decisions
 	"internal/orchestrator": {"internal/fault", "internal/fork", "internal/sandbox"},
@@ -47,7 +55,7 @@ var floors = map[string][]string{
 
 	// 5: machinery
 	"internal/config": {"internal/fault", "internal/fork"},
-	"internal/engine": {"internal/fault"},
+	"internal/engine": {"internal/fault", "internal/endpoint"},
 	// One worker process: gateway, activities, metrics and the task queues
 	// it serves. Both "worker" and the engine are made of it.
 	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway",
@@ -56,7 +64,7 @@ var floors = map[string][]string{
 	// 6: the face: knows the seams, not what is plugged in
 	"internal/cli": {"internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
-		"internal/host", "internal/metrics", "internal/gateway", "internal/standin"},
+		"internal/host", "internal/metrics", "internal/gateway", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
 
 	// 7: main plugs everything in
 	"cmd/*": {"*"},
