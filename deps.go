@@ -1,7 +1,7 @@
 //go:build deps
 
-// Package deps holds the pinned modules until code imports them.
-package deps
+// Package floors holds the pinned modules until code imports them.
+package floors
 
 import (
 	_ "github.com/BurntSushi/toml"
