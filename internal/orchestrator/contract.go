@@ -60,7 +60,7 @@ var (
 	RunClaudeAgent        = Activity[RunAgentInput, RunAgentOutput]{"run_claude_agent"}
 	RunAgent              = Activity[RunAgentInput, RunAgentOutput]{"run_agent"}
 	CollectResult         = Activity[CollectResultInput, CollectResultOutput]{"collect_result"}
-	CleanupSandbox        = Activity[CleanupSandboxInput, None]{"cleanup_sandbox"}
+	CleanupSandbox        = Activity[CleanupSandboxInput, CleanupSandboxOutput]{"cleanup_sandbox"}
 	RecordMetrics         = Activity[RecordMetricsInput, None]{"record_metrics"}
 	FindOrphanedSandboxes = Activity[FindOrphanedSandboxesInput, FindOrphanedSandboxesOutput]{"find_orphaned_sandboxes"}
 )
@@ -147,6 +147,11 @@ type (
 		Run      string      `json:"run"`
 		Num      int         `json:"fork_num"`
 	}
+	// CleanupSandboxOutput is the fork's final account: nothing can be spent
+	// after its clean-up.
+	CleanupSandboxOutput struct {
+		Usage fork.Usage `json:"usage"`
+	}
 	// RecordMetricsInput is a fork that ended.
 	RecordMetricsInput struct {
 		Result fork.Result `json:"result"`
@@ -198,6 +203,12 @@ type Activity[In, Out any] struct{ Name string }
 // Do runs the activity with the options of ctx and waits for it.
 func (a Activity[In, Out]) Do(ctx workflow.Context, in In) (out Out, err error) {
 	err = workflow.ExecuteActivity(ctx, a.Name, in).Get(ctx, &out)
+	return out, err
+}
+
+// DoLocal runs the activity beside the workflow, without a task of its own.
+func (a Activity[In, Out]) DoLocal(ctx workflow.Context, in In) (out Out, err error) {
+	err = workflow.ExecuteLocalActivity(ctx, a.Name, in).Get(ctx, &out)
 	return out, err
 }
 

@@ -1,0 +1,22 @@
+package orchestrator
+
+import "go.temporal.io/sdk/workflow"
+
+// Cleanup is one round of the reaper: it removes the sandboxes that belong to
+// us, are old enough and are used by no run. A schedule starts it; see
+// [Client.StartCleanup].
+func Cleanup(ctx workflow.Context, in CleanupInput) (CleanupOutput, error) {
+	found, err := attempt(ctx, finding, FindOrphanedSandboxes, FindOrphanedSandboxesInput(in))
+	if err != nil {
+		return CleanupOutput{}, failure(err)
+	}
+	out := CleanupOutput{Found: len(found.Orphans)}
+	for _, orphan := range found.Orphans {
+		if _, err := attempt(ctx, cleaning, CleanupSandbox, orphan); err != nil {
+			workflow.GetLogger(ctx).Error("Orphan left behind", "sandbox", orphan.Ref.ID, "error", err)
+			continue
+		}
+		out.Removed++
+	}
+	return out, nil
+}

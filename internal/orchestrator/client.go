@@ -1,0 +1,339 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// A Client is what the commands ask Temporal. It is safe for concurrent use.
+type Client struct {
+	Temporal   client.Client
+	Namespace  string
+	Queue      string // where runs wait; empty: DefaultTaskQueue
+	Attributes bool   // the namespace knows SearchAttributes
+}
+
+// RunInfo is one line of a list of runs.
+type RunInfo struct {
+	Run     string      `json:"workflow_id"`
+	Name    string      `json:"name,omitempty"`
+	Repo    string      `json:"repo"`
+	Forks   int         `json:"total_forks"`
+	Model   string      `json:"model"`
+	Status  fork.Status `json:"status"`
+	Started time.Time   `json:"started"`
+	Closed  *time.Time  `json:"closed,omitempty"` // nil while the run goes on
+}
+
+const (
+	runTimeout   = 0 // a run lasts as long as its forks
+	queryTimeout = 10 * time.Second
+)
+
+// Close lets go of the connection.
+func (c *Client) Close() { c.Temporal.Close() }
+
+func (c *Client) queue() string {
+	if c.Queue == "" {
+		return DefaultTaskQueue
+	}
+	return c.Queue
+}
+
+// Start starts the run. A second Start with the id of a run that exists, even
+// an ended one, fails with fault.Conflict.
+func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
+	o := client.StartWorkflowOptions{
+		ID: run, TaskQueue: c.queue(), WorkflowExecutionTimeout: runTimeout,
+		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
+		WorkflowExecutionErrorWhenAlreadyStarted: true,
+		StaticSummary:                            fmt.Sprintf("%d forks of %s", plan.Forks, keyword(plan.Repo)),
+		Memo:                                     map[string]any{"name": plan.Name, "repo": keyword(plan.Repo), "model": plan.Model, "forks": plan.Forks},
+	}
+	if c.Attributes {
+		o.TypedSearchAttributes = runAttributes(run, plan)
+	}
+	_, err := c.Temporal.ExecuteWorkflow(ctx, o, OrchestrationName, plan)
+	return fault.Wrap("start run "+run, clientFault(err))
+}
+
+// Progress counts where the forks of the run stand.
+func (c *Client) Progress(ctx context.Context, run string) (fork.Progress, error) {
+	var p fork.Progress
+	err := c.query(ctx, run, GetProgress, &p)
+	return p, err
+}
+
+// Report is Progress and the results of every fork that has ended.
+func (c *Client) Report(ctx context.Context, run string) (fork.Report, error) {
+	p, err := c.Progress(ctx, run)
+	rep := fork.Report{Progress: p, Results: []fork.Result{}}
+	for next := 1; err == nil && next > 0; {
+		var page ResultsOutput
+		err = c.query(ctx, run, GetResults, &page, ResultsInput{From: next})
+		rep.Results = append(rep.Results, page.Results...)
+		next = page.Next
+	}
+	return rep, err
+}
+
+func (c *Client) query(ctx context.Context, run, name string, out any, args ...any) error {
+	limited, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	v, err := c.Temporal.QueryWorkflow(limited, run, "", name, args...)
+	if err == nil {
+		return fault.Wrap("read run "+run, v.Get(out))
+	}
+	var failed *serviceerror.QueryFailed
+	var notReady *serviceerror.WorkflowNotReady
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &notReady):
+		return &fault.Error{Op: "read run " + run, Kind: fault.Unavailable, Err: err}
+	case errors.As(err, &failed):
+		return &fault.Error{Op: "read run " + run, Kind: fault.Internal, Err: err}
+	case limited.Err() != nil:
+		return fault.New("read run "+run, fault.Unavailable, "no worker answered within %s", queryTimeout).
+			Hinted("Start one with: sandbox-temporal worker")
+	}
+	return c.about(run, err)
+}
+
+// about says that it is the run that is not there.
+func (c *Client) about(run string, err error) error {
+	err = clientFault(err)
+	if fault.KindOf(err) == fault.NotFound && fault.HintOf(err) == "" {
+		return fault.New("", fault.NotFound, "there is no run %s in namespace %s", run, c.Namespace).
+			Hinted("See the runs with: sandbox-temporal list")
+	}
+	return err
+}
+
+// Live tells what the running forks among nums are doing. A fork that is not
+// running any more, or not yet, is left out.
+func (c *Client) Live(ctx context.Context, run string, nums []int) (map[int]fork.Live, error) {
+	live := map[int]fork.Live{}
+	for _, n := range nums {
+		d, err := c.Temporal.DescribeWorkflowExecution(ctx, fork.WorkflowID(run, n), "")
+		if err = clientFault(err); fault.KindOf(err) == fault.NotFound {
+			continue
+		}
+		if err != nil {
+			return live, err
+		}
+		for _, a := range d.PendingActivities {
+			l := fork.Live{Phase: a.ActivityType.GetName()}
+			if h := a.HeartbeatDetails; h != nil {
+				_ = converter.GetDefaultDataConverter().FromPayloads(h, &l) // a heartbeat of another version shows less
+			}
+			live[n] = l
+		}
+	}
+	return live, nil
+}
+
+// Wait returns when the run has ended, with how it stands then.
+func (c *Client) Wait(ctx context.Context, run string) (fork.Progress, error) {
+	err := c.Temporal.GetWorkflow(ctx, run, "").Get(ctx, nil)
+	var app *temporal.ApplicationError
+	if err != nil && !errors.As(err, &app) { // a run that failed says why in its progress
+		if ctx.Err() != nil {
+			return fork.Progress{}, ctx.Err()
+		}
+		return fork.Progress{}, c.about(run, err)
+	}
+	return c.Progress(ctx, run)
+}
+
+// Pause lets no further fork of the run start.
+func (c *Client) Pause(ctx context.Context, run string) (fork.Progress, error) {
+	return c.tell(ctx, run, Pause)
+}
+
+// Resume takes a Pause back.
+func (c *Client) Resume(ctx context.Context, run string) (fork.Progress, error) {
+	return c.tell(ctx, run, Resume)
+}
+
+// Cancel ends the run. When it returns, every fork has ended and its sandbox
+// is gone. A run that had ended before stays as it was.
+func (c *Client) Cancel(ctx context.Context, run string) (fork.Progress, error) {
+	return c.tell(ctx, run, Cancel)
+}
+
+func (c *Client) tell(ctx context.Context, run, verb string) (fork.Progress, error) {
+	var p fork.Progress
+	h, err := c.Temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		WorkflowID: run, UpdateName: verb, WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	if err == nil {
+		err = h.Get(ctx, &p)
+	}
+	if err == nil {
+		return p, nil
+	}
+	if ctx.Err() != nil {
+		return p, ctx.Err()
+	}
+	// An update of a run that has ended is "not found" to Temporal.
+	if p, e := c.Progress(ctx, run); e == nil && p.Status.Ended() {
+		if verb == Cancel {
+			return p, nil
+		}
+		return p, fault.New(verb, fault.Conflict, "run %s has ended: %s", run, p.Status)
+	}
+	return p, c.about(run, err)
+}
+
+// CancelFork ends one fork of the run; the others go on. It returns when the
+// fork has ended.
+func (c *Client) CancelFork(ctx context.Context, run string, num int) error {
+	id := fork.WorkflowID(run, num)
+	if err := c.Temporal.SignalWorkflow(ctx, id, "", CancelExecution, nil); err != nil {
+		if err = clientFault(err); fault.KindOf(err) == fault.NotFound {
+			return fault.New("cancel", fault.NotFound, "fork %d of run %s is not running", num, run).
+				Hinted("See where it stands with: sandbox-temporal status %s", run)
+		}
+		return err
+	}
+	return fault.Wrap("cancel", clientFault(c.Temporal.GetWorkflow(ctx, id, "").Get(ctx, nil)))
+}
+
+// List returns the newest runs, at most limit, newest first.
+func (c *Client) List(ctx context.Context, limit int) ([]RunInfo, error) {
+	runs := []RunInfo{}
+	var token []byte
+	for len(runs) < limit {
+		res, err := c.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Namespace: c.Namespace, PageSize: int32(min(limit, 1000)), NextPageToken: token,
+			Query: fmt.Sprintf("WorkflowType = '%s'", OrchestrationName),
+		})
+		if err != nil {
+			return nil, fault.Wrap("list runs", clientFault(err))
+		}
+		for _, x := range res.Executions {
+			if len(runs) < limit {
+				runs = append(runs, c.info(ctx, x))
+			}
+		}
+		if token = res.NextPageToken; len(token) == 0 {
+			break
+		}
+	}
+	return runs, nil
+}
+
+func (c *Client) info(ctx context.Context, x *workflowpb.WorkflowExecutionInfo) RunInfo {
+	i := RunInfo{Run: x.Execution.WorkflowId, Started: x.StartTime.AsTime(), Status: fork.Running}
+	dc := converter.GetDefaultDataConverter()
+	for key, into := range map[string]any{"name": &i.Name, "repo": &i.Repo, "model": &i.Model, "forks": &i.Forks} {
+		if p := x.Memo.GetFields()[key]; p != nil {
+			_ = dc.FromPayload(p, into) // a memo of another version shows less
+		}
+	}
+	if x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		return i
+	}
+	closed := x.CloseTime.AsTime()
+	i.Closed = &closed
+	i.Status = fork.Failed
+	if x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED || x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_CANCELED {
+		i.Status = fork.Cancelled
+	}
+	if p := x.SearchAttributes.GetIndexedFields()[attrStatus.GetName()]; p != nil {
+		var s string
+		if dc.FromPayload(p, &s) == nil && fork.Status(s).Ended() {
+			i.Status = fork.Status(s)
+		}
+	} else if p, err := c.Progress(ctx, i.Run); err == nil && p.Status.Ended() {
+		i.Status = p.Status
+	}
+	return i
+}
+
+// Find returns the id of the run that a user means: a full id, a unique
+// beginning of one, or @last.
+func (c *Client) Find(ctx context.Context, word string) (string, error) {
+	if word == "@last" {
+		runs, err := c.List(ctx, 1)
+		if err == nil && len(runs) == 0 {
+			err = fault.New("", fault.NotFound, "there is no run yet").Hinted("Start one with: sandbox-temporal fork")
+		}
+		if err != nil {
+			return "", err
+		}
+		return runs[0].Run, nil
+	}
+	if strings.HasPrefix(word, fork.RunPrefix) && len(word) == len(fork.RunPrefix)+8 {
+		return word, nil
+	}
+	res, err := c.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+		Namespace: c.Namespace, PageSize: 3,
+		Query: fmt.Sprintf("WorkflowType = '%s' AND (WorkflowId STARTS_WITH %s OR WorkflowId STARTS_WITH %s)", OrchestrationName, quote(word), quote(fork.RunPrefix+word)),
+	})
+	if err != nil {
+		return "", fault.Wrap("find run", clientFault(err))
+	}
+	switch len(res.Executions) {
+	case 1:
+		return res.Executions[0].Execution.WorkflowId, nil
+	case 0:
+		return "", c.about(word, &serviceerror.NotFound{})
+	}
+	return "", fault.New("", fault.Invalid, "more than one run begins with %q", word).Hinted("Write more of the id; see: sandbox-temporal list")
+}
+
+func quote(s string) string {
+	return "'" + strings.ReplaceAll(strings.ReplaceAll(s, `\`, ``), "'", "''") + "'"
+}
+
+// StartCleanup makes the reaper run every interval, now for the first time. A
+// second call changes the interval and the age.
+func (c *Client) StartCleanup(ctx context.Context, interval, maxAge time.Duration) error {
+	spec := client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: interval}}}
+	action := &client.ScheduleWorkflowAction{
+		ID: CleanupID, Workflow: CleanupName, TaskQueue: c.queue(), Args: []any{CleanupInput{MaxAge: maxAge}},
+	}
+	_, err := c.Temporal.ScheduleClient().Create(ctx, client.ScheduleOptions{
+		ID: CleanupID, Spec: spec, Action: action, Overlap: enumspb.SCHEDULE_OVERLAP_POLICY_SKIP, CatchupWindow: time.Minute,
+		TriggerImmediately: true, Note: "removes sandboxes that no run uses",
+	})
+	if !errors.Is(err, temporal.ErrScheduleAlreadyRunning) {
+		return fault.Wrap("start cleanup", clientFault(err))
+	}
+	h := c.Temporal.ScheduleClient().GetHandle(ctx, CleanupID)
+	err = h.Update(ctx, client.ScheduleUpdateOptions{DoUpdate: func(in client.ScheduleUpdateInput) (*client.ScheduleUpdate, error) {
+		s := in.Description.Schedule
+		s.Spec, s.Action = &spec, action
+		return &client.ScheduleUpdate{Schedule: &s}, nil
+	}})
+	if err == nil {
+		err = h.Trigger(ctx, client.ScheduleTriggerOptions{})
+	}
+	return fault.Wrap("start cleanup", clientFault(err))
+}
+
+// StopCleanup takes the reaper away, or fails with fault.NotFound when it was
+// not started.
+func (c *Client) StopCleanup(ctx context.Context) error {
+	err := clientFault(c.Temporal.ScheduleClient().GetHandle(ctx, CleanupID).Delete(ctx))
+	if fault.KindOf(err) == fault.NotFound {
+		return fault.New("stop cleanup", fault.NotFound, "no cleanup is scheduled").Hinted("Start it with: sandbox-temporal cleanup")
+	}
+	return fault.Wrap("stop cleanup", err)
+}

@@ -1,0 +1,147 @@
+package orchestrator
+
+import (
+	"fmt"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// grace is how long a sandbox outlives its fork's time-out: long enough to
+// collect the work and to survive a restart of the engine, short enough that
+// nothing forgotten costs much.
+const grace = 15 * time.Minute
+
+// Fork takes one spec from an empty sandbox to a branch, and leaves nothing
+// running behind it, whatever happens on the way. It never fails: how the
+// fork ended is in its result.
+func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
+	f := &forked{in: in, started: workflow.Now(ctx)}
+	f.result = fork.Result{
+		ForkNum: in.Spec.Num, Status: fork.Running, Model: in.Spec.Model, Agent: in.Spec.Agent, BaseCommit: in.Spec.BaseCommit,
+	}
+	if err := workflow.SetQueryHandler(ctx, GetStatus, func() (fork.Result, error) { return f.result, nil }); err != nil {
+		return f.result, err
+	}
+	work, stop := workflow.WithCancel(workflow.WithTaskQueue(ctx, in.Base.Queue))
+	workflow.GoNamed(ctx, "cancel", func(ctx workflow.Context) {
+		if workflow.GetSignalChannel(ctx, CancelExecution).Receive(ctx, nil) {
+			stop()
+		}
+	})
+
+	f.carryOut(work)
+	if work.Err() != nil && f.result.Status != fork.Success {
+		f.result.Status, f.result.Error, f.result.Hint = fork.Cancelled, "the fork was cancelled", ""
+	}
+
+	// Cancelling a fork must not cancel its clean-up.
+	last, _ := workflow.NewDisconnectedContext(work)
+	f.cleanUp(last)
+	f.result.Duration = workflow.Now(ctx).Sub(f.started).Seconds()
+	_, _ = attempt(last, recording, RecordMetrics, RecordMetricsInput{Result: brief(f.result)})
+	upsertEnd(last, f.result.Status, f.result.Cost)
+	return f.result, nil
+}
+
+// forked is the state of one Fork.
+type forked struct {
+	in      ForkInput
+	started time.Time
+	ref     sandbox.Ref
+	result  fork.Result
+}
+
+// carryOut does the work: sandbox, health, agent, branch.
+func (f *forked) carryOut(ctx workflow.Context) {
+	spec := f.in.Spec
+	deadline := f.started.Add(spec.Timeout)
+
+	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: deadline.Add(grace)})
+	if err != nil {
+		f.fail(err)
+		return
+	}
+	f.ref, f.result.SandboxID = ref, ref.ID
+	if _, err = attempt(ctx, checking, HealthCheck, HealthCheckInput{Spec: spec, Ref: ref}); err != nil {
+		f.fail(err)
+		return
+	}
+	if !f.runAgent(ctx, deadline) {
+		return
+	}
+	f.collect(ctx)
+}
+
+// runAgent runs the agent, twice if a second attempt can help, and reports
+// whether there may be work to collect.
+func (f *forked) runAgent(ctx workflow.Context, deadline time.Time) bool {
+	run := RunAgent
+	if f.in.Spec.Agent == "claude" {
+		run = RunClaudeAgent
+	}
+	for n := 1; ; n++ {
+		left := deadline.Sub(workflow.Now(ctx))
+		out, err := attempt(ctx, following(left), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: deadline})
+		if err != nil {
+			f.fail(err)
+			return false
+		}
+		f.result.Status, f.result.Output = out.Status, fork.Cut(out.Output, fork.MaxText)
+		f.result.Error, f.result.Hint = fork.Cut(out.Error, errorText), out.Hint
+		f.result.NumTurns += out.Turns
+		f.result.Usage = out.Usage
+		if ctx.Err() != nil {
+			return false
+		}
+		if !out.Again || n == agentAttempts.most || !retryWait(ctx, agentAttempts, n) {
+			return true
+		}
+	}
+}
+
+// collect brings the work out as a branch, also that of an agent which did
+// not end well: a half-done fix can be worth having.
+func (f *forked) collect(ctx workflow.Context) {
+	out, err := attempt(ctx, collecting, CollectResult, CollectResultInput{Spec: f.in.Spec, Ref: f.ref})
+	switch {
+	case err == nil:
+		f.result.Branch, f.result.Commit = out.Branch, out.Commit
+		f.result.FilesChanged, f.result.Insertions, f.result.Deletions = out.FilesChanged, out.Insertions, out.Deletions
+	case f.result.Status == fork.Success:
+		f.fail(err)
+	default:
+		f.result.Error = fork.Cut(fmt.Sprintf("%s; its work could not be collected: %s", f.result.Error, err), errorText)
+	}
+}
+
+// fail makes err the fork's result.
+func (f *forked) fail(err error) {
+	f.result.Status = statusOf(err)
+	f.result.Error, f.result.Hint = fork.Cut(err.Error(), errorText), fault.HintOf(err)
+}
+
+// cleanUp frees everything the fork may have, known or not: a sandbox whose
+// creation was cut off has no ref yet.
+func (f *forked) cleanUp(ctx workflow.Context) {
+	out, err := attempt(ctx, cleaning, CleanupSandbox, CleanupSandboxInput{
+		Ref: f.ref, Provider: f.in.Spec.Provider, Run: f.in.Spec.Run, Num: f.in.Spec.Num,
+	})
+	if err != nil {
+		// The sandbox's own deadline and the reaper are what is left.
+		workflow.GetLogger(ctx).Error("Sandbox left behind", "sandbox", f.ref.ID, "error", err)
+		f.result.Error = fork.Cut(f.result.Error+"\nthe sandbox could not be removed: "+err.Error(), errorText)
+		return
+	}
+	f.result.Usage = out.Usage
+}
+
+// brief drops the texts that a metric has no use for.
+func brief(r fork.Result) fork.Result {
+	r.Output, r.Error, r.Hint = "", "", ""
+	return r
+}
