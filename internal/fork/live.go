@@ -1,5 +1,7 @@
 package fork
 
+import "fmt"
+
 // Live is what can be seen of a fork while its agent works. It is the
 // heartbeat of the activity that follows the agent, so it is small.
 type Live struct {
@@ -9,3 +11,7 @@ type Live struct {
 	Action string `json:"action,omitempty"` // the last thing the agent did, one line
 	Offset int64  `json:"offset,omitempty"` // bytes of the agent's output that were read
 }
+
+// TranscriptName is the artifact that holds what the agent printed in one
+// attempt, counted from 1.
+func TranscriptName(attempt int) string { return fmt.Sprintf("transcript-%d.jsonl", attempt) }

@@ -1,0 +1,310 @@
+package activities
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+const (
+	taskFile   = sandbox.Home + "/.sandbox-task"
+	pollEvery  = 250 * time.Millisecond
+	graceOfInt = 2 * time.Second // an interrupted agent says its last words within this
+)
+
+// RunAgent runs the agent to its end: it starts it, or finds the one that an
+// earlier call started, follows its output from the first byte, and judges.
+// The agent is detached: it outlives the worker, and a worker that stops lets
+// it be.
+func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
+	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt))}
+	defer beat(ctx, f.live)()
+	ag, err := agent.ByName(in.Spec.Agent)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	f.agent = ag
+	sb, err := a.attach(ctx, in.Ref)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	defer sb.Close()
+	p, err := a.startAgent(ctx, sb, ag, in)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, fault.Wrap("start agent", err)
+	}
+	why, err := f.follow(ctx, p)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, fault.Wrap("follow agent", err)
+	}
+	return f.judge(context.WithoutCancel(ctx), p, why)
+}
+
+// startAgent returns the process of this attempt, started now or before.
+func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agent.Agent, in orchestrator.RunAgentInput) (sandbox.Process, error) {
+	id := processID(in.Attempt)
+	if p, err := sb.Process(ctx, id); fault.KindOf(err) != fault.NotFound {
+		return p, err
+	}
+	// Two processes must not go on with one session: what is left of the
+	// attempt before goes first.
+	for n := 1; n < in.Attempt; n++ {
+		if p, err := sb.Process(ctx, processID(n)); err == nil {
+			if err := p.Signal(ctx, sandbox.Kill); err != nil {
+				return nil, err
+			}
+		}
+	}
+	prompt, err := a.Artifacts.Get(ctx, in.Spec.PromptKey)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(prompt, fork.MaxPrompt))
+	_ = prompt.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := sb.Upload(ctx, taskFile, bytes.NewReader(text)); err != nil {
+		return nil, err
+	}
+	token, err := a.Gateway.Grant(ctx, gateway.Account{Run: in.Spec.Run, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget})
+	if err != nil {
+		return nil, err
+	}
+	spec := agent.Spec{
+		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, Session: session(in.Spec), Resume: in.Attempt > 1,
+		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
+	}
+	if a.hostBound(in.Spec.Provider) {
+		spec.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", sandbox.GatewayPort)
+	}
+	if in.Spec.RunBudget > 0 {
+		spent, err := a.Gateway.Usage(ctx, in.Spec.Run, 0)
+		if err != nil {
+			return nil, err
+		}
+		spec.Remaining = max(in.Spec.RunBudget-spent.Cost, 1)
+	}
+	cmd := ag.Command(spec)
+	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: cmd.Env, Stdin: cmd.Stdin})
+}
+
+func processID(attempt int) string { return fmt.Sprintf("agent-%d", attempt) }
+
+// session is the id of the agent's conversation, the same for every attempt
+// of a fork, and another for every fork.
+func session(s fork.Spec) string {
+	sum := sha256.Sum256([]byte(s.ID()))
+	id, err := uuid.NewRandomFromReader(bytes.NewReader(sum[:]))
+	if err != nil {
+		panic(err) // 32 bytes are enough for a UUID
+	}
+	return id.String()
+}
+
+// follower reads what an agent prints, into a summary and into the artifact
+// store.
+type follower struct {
+	a     *Activities
+	in    orchestrator.RunAgentInput
+	agent agent.Agent
+	log   string // the transcript's key
+
+	lines  agent.Lines
+	offset int64 // bytes read of the agent's output
+	stored int64 // bytes that the transcript held before us
+
+	mu   sync.Mutex // guards what the heartbeat reads
+	sum  agent.Summary
+	cost fork.USD
+	read int64
+}
+
+// live is the heartbeat.
+func (f *follower) live() fork.Live {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fork.Live{Phase: "agent", Turns: f.sum.Turns, Cost: f.cost, Action: f.sum.Action, Offset: f.read}
+}
+
+// follow reads until the agent has ended, and says why it was ended, if it
+// was us: "" or a status.
+func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, error) {
+	size, err := f.a.Artifacts.LogSize(ctx, f.log)
+	if err != nil {
+		return "", err
+	}
+	f.stored = size
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	late := time.NewTimer(time.Until(f.in.Deadline))
+	defer late.Stop()
+	for {
+		_, ended, err := p.Exit(ctx)
+		if err == nil {
+			err = f.drain(ctx, p) // after Exit: what was printed before it is there
+		}
+		switch {
+		case err != nil && ctx.Err() == nil:
+			if fault.KindOf(err) == fault.NotFound {
+				err = &fault.Error{Kind: fault.Lost, Err: err}
+			}
+			return "", err
+		case err == nil && ended:
+			return "", nil
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			return fork.TimedOut, f.end(ctx, p)
+		case <-stopping(ctx):
+			return "", orchestrator.ErrWorkerStopping
+		case <-ctx.Done():
+			if !cancelAsked(ctx) {
+				return "", ctx.Err() // the fork is another worker's now
+			}
+			return fork.Cancelled, f.end(ctx, p)
+		}
+	}
+}
+
+// end stops the agent: it may say what it used, and then it is killed.
+func (f *follower) end(ctx context.Context, p sandbox.Process) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if err := p.Signal(ctx, sandbox.Interrupt); err != nil {
+		return err
+	}
+	wait, stop := context.WithTimeout(ctx, graceOfInt)
+	defer stop()
+	if _, err := p.Wait(wait); err != nil && wait.Err() == nil {
+		return err
+	}
+	if err := p.Signal(ctx, sandbox.Kill); err != nil {
+		return err
+	}
+	if _, err := p.Wait(ctx); err != nil {
+		return err
+	}
+	return f.drain(ctx, p)
+}
+
+// drain reads what there is to read.
+func (f *follower) drain(ctx context.Context, p sandbox.Process) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := p.ReadAt(ctx, sandbox.Stdout, buf, f.offset)
+		if n > 0 {
+			if e := f.take(ctx, buf[:n]); e != nil {
+				return e
+			}
+		}
+		if errors.Is(err, io.EOF) || err == nil && n == 0 {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cost, f.read = spent.Cost, f.offset
+	return nil
+}
+
+// take adds a piece of output to the transcript and to the summary.
+func (f *follower) take(ctx context.Context, p []byte) error {
+	if end := f.offset + int64(len(p)); end > f.stored {
+		fresh := p[max(f.stored-f.offset, 0):]
+		if err := f.a.Artifacts.Append(ctx, f.log, end-int64(len(fresh)), fresh); err != nil {
+			return err
+		}
+		f.stored = end
+	}
+	f.offset += int64(len(p))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lines.Feed(p, f.line)
+	return nil
+}
+
+func (f *follower) line(line []byte) {
+	for _, e := range f.agent.Decode(line) {
+		f.sum.Add(e)
+	}
+}
+
+// judge says how the agent ended.
+func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status) (orchestrator.RunAgentOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lines.End(f.line)
+	stderr, err := sandbox.ReadAll(ctx, p, sandbox.Stderr, 1<<20)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	if err := f.a.Artifacts.Seal(ctx, f.log); err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	if len(stderr) > 0 {
+		key := artifact.RunKey(f.in.Spec.Run, f.in.Spec.Num, "stderr-"+processID(f.in.Attempt)+".txt")
+		if err := f.a.Artifacts.Put(ctx, key, bytes.NewReader(stderr)); err != nil {
+			return orchestrator.RunAgentOutput{}, err
+		}
+	}
+	exit, _, err := p.Exit(ctx)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
+	if err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
+	o := f.agent.Judge(f.sum, agent.Clean(lastBytes(stderr, 8<<10)), exit.Code)
+	switch {
+	case why == fork.TimedOut:
+		o.Status, o.Error, o.Again = fork.TimedOut, fmt.Sprintf("the fork's time of %s is used up", f.in.Spec.Timeout), false
+		o.Hint = "Give it more with --timeout SECONDS."
+	case why == fork.Cancelled:
+		o.Status, o.Error, o.Hint, o.Again = fork.Cancelled, "the fork was cancelled", "", false
+	case o.Status == fork.Failed && spent.Refused > 0:
+		// An agent that cannot say why it failed was refused money.
+		o.Status, o.Again = fork.BudgetExceeded, false
+	}
+	if o.Status == fork.BudgetExceeded && o.Hint == "" {
+		o.Hint = "Give the run more with --budget USD."
+	}
+	return orchestrator.RunAgentOutput{
+		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
+		Turns: o.Turns, Usage: spent.Usage, Again: o.Again,
+	}, nil
+}
+
+func lastBytes(b []byte, n int) string {
+	if len(b) > n {
+		b = b[len(b)-n:]
+	}
+	return strings.ToValidUTF8(string(b), "")
+}

@@ -1,0 +1,201 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// CreateSandbox makes the fork's sandbox with the base commit checked out. A
+// second call for the same fork finds the first one's.
+func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSandboxInput) (sandbox.Ref, error) {
+	defer beat(ctx, phase("create"))()
+	provider, err := a.Providers.Get(in.Spec.Provider)
+	if err != nil {
+		return sandbox.Ref{}, err
+	}
+	ag, err := agent.ByName(in.Spec.Agent)
+	if err != nil {
+		return sandbox.Ref{}, err
+	}
+	spec := sandbox.Spec{
+		Key:      fork.WorkflowID(in.Spec.Run, in.Spec.Num),
+		Base:     in.Base.Frozen,
+		Mounts:   planMounts(in.Spec.Mounts),
+		Deadline: in.Deadline,
+		Labels:   a.labels(in.Spec.Run, strconv.Itoa(in.Spec.Num), in.Deadline),
+	}
+	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
+		lent, err := a.agentMounts(ag, in.Spec.AgentPath)
+		if err != nil {
+			return sandbox.Ref{}, err
+		}
+		spec.Mounts = append(spec.Mounts, lent...)
+		spec.Gateway = a.GatewayAddr
+	}
+	ref, err := provider.Create(ctx, spec)
+	if err != nil || in.Base.Bundle == "" {
+		return ref, err
+	}
+	if err := a.fill(ctx, ref, in.Base); err != nil {
+		// The next try begins with a new one.
+		return sandbox.Ref{}, errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
+	}
+	return ref, nil
+}
+
+// fill unpacks the base in a sandbox that was not made from a frozen one.
+func (a *Activities) fill(ctx context.Context, ref sandbox.Ref, base orchestrator.Base) error {
+	sb, err := a.Providers.Attach(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer sb.Close()
+	bundle, err := a.Artifacts.Get(ctx, base.Bundle)
+	if err != nil {
+		return err
+	}
+	defer bundle.Close()
+	return a.unpack(ctx, sb, bundle, base.Commit, base.Branch)
+}
+
+// healthScript asks for everything an agent needs: a writable workspace at
+// the base commit, a writable home, and the way to the model.
+const healthScript = `set -e
+test "$(git rev-parse HEAD)" = "$COMMIT" || { echo "the workspace is not at $COMMIT" >&2; exit 1; }
+touch "$HOME/.health" && rm "$HOME/.health"
+test -w .
+if [ -n "$PORT" ] && command -v bash >/dev/null; then
+  bash -c 'exec 3<>/dev/tcp/127.0.0.1/'"$PORT" || { echo "the gateway does not answer" >&2; exit 1; }
+fi`
+
+// HealthCheck verifies that an agent could work in the sandbox.
+func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthCheckInput) (orchestrator.None, error) {
+	const op = "health check"
+	defer beat(ctx, phase("health"))()
+	sb, err := a.attach(ctx, in.Ref)
+	if err != nil {
+		return orchestrator.None{}, err
+	}
+	defer sb.Close()
+	if err := sb.Health(ctx); err != nil {
+		return orchestrator.None{}, fault.Wrap(op, err)
+	}
+	port := ""
+	if a.hostBound(in.Spec.Provider) && a.GatewayAddr != "" {
+		port = strconv.Itoa(sandbox.GatewayPort)
+	}
+	err = a.script(ctx, sb, "health", healthScript, "COMMIT="+in.Spec.BaseCommit, "PORT="+port)
+	return orchestrator.None{}, fault.Wrap(op, err)
+}
+
+func (a *Activities) hostBound(provider string) bool {
+	p, err := a.Providers.Get(provider)
+	if err != nil {
+		return false
+	}
+	_, ok := sandbox.As[sandbox.HostBound](p)
+	return ok
+}
+
+// attach finds a fork's sandbox again; one that is gone is lost.
+func (a *Activities) attach(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
+	sb, err := a.Providers.Attach(ctx, ref)
+	if fault.KindOf(err) == fault.NotFound {
+		return nil, &fault.Error{Op: "find sandbox " + ref.ID, Kind: fault.Lost, Err: err}
+	}
+	return sb, err
+}
+
+// ExecuteCommand runs a command in the sandbox to its end.
+func (a *Activities) ExecuteCommand(ctx context.Context, in orchestrator.ExecuteCommandInput) (orchestrator.ExecuteCommandOutput, error) {
+	defer beat(ctx, phase("command"))()
+	sb, err := a.attach(ctx, in.Ref)
+	if err != nil {
+		return orchestrator.ExecuteCommandOutput{}, err
+	}
+	defer sb.Close()
+	stdout, stderr, exit, err := sandbox.Output(ctx, sb, in.ID, sandbox.Cmd{Args: in.Args, Env: in.Env, Dir: in.Dir}, fork.MaxText)
+	if err != nil {
+		return orchestrator.ExecuteCommandOutput{}, fault.Wrap("execute "+in.ID, err)
+	}
+	return orchestrator.ExecuteCommandOutput{ExitCode: exit.Code, Stdout: string(stdout), Stderr: string(stderr)}, nil
+}
+
+// CleanupSandbox frees everything the fork had and closes its account. A
+// second call, or one for a fork that had nothing, is no error.
+func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.CleanupSandboxInput) (orchestrator.CleanupSandboxOutput, error) {
+	const op = "clean up"
+	defer beat(ctx, phase("cleanup"))()
+	var out orchestrator.CleanupSandboxOutput
+	provider, err := a.Providers.Get(in.Provider)
+	if err != nil {
+		return out, nil // a fork of an unknown provider never had a sandbox
+	}
+	if in.Ref.ID != "" {
+		if err := provider.Destroy(ctx, in.Ref); err != nil {
+			return out, fault.Wrap(op, err)
+		}
+	}
+	// A creation that was cut off has no ref, but it has labels.
+	left, err := provider.List(ctx, map[string]string{
+		sandbox.LabelDeployment: a.Deployment, sandbox.LabelNamespace: a.Namespace,
+		sandbox.LabelRun: in.Run, sandbox.LabelFork: strconv.Itoa(in.Num),
+	})
+	if err != nil {
+		return out, fault.Wrap(op, err)
+	}
+	for _, info := range left {
+		if err := provider.Destroy(ctx, info.Ref); err != nil {
+			return out, fault.Wrap(op, err)
+		}
+	}
+	if in.Num == 0 {
+		return out, nil // a base: nobody paid for it
+	}
+	// The account is closed last: what the agent asked for until its end is in it.
+	if err := a.Gateway.Revoke(ctx, in.Run, in.Num); err != nil {
+		return out, fault.Wrap(op, err)
+	}
+	spent, err := a.Gateway.Usage(ctx, in.Run, in.Num)
+	out.Usage = spent.Usage
+	return out, fault.Wrap(op, err)
+}
+
+// FindOrphanedSandboxes lists what carries our labels, is old enough and
+// belongs to no open run.
+func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.FindOrphanedSandboxesInput) (orchestrator.FindOrphanedSandboxesOutput, error) {
+	defer beat(ctx, phase("scan"))()
+	out := orchestrator.FindOrphanedSandboxesOutput{Orphans: []orchestrator.CleanupSandboxInput{}}
+	open := map[string]bool{}
+	for _, name := range a.Providers.Names() {
+		infos, err := a.Providers[name].List(ctx, map[string]string{sandbox.LabelDeployment: a.Deployment, sandbox.LabelNamespace: a.Namespace})
+		if err != nil {
+			return out, fault.Wrap("list sandboxes of "+name, err)
+		}
+		for _, info := range infos {
+			run := info.Labels[sandbox.LabelRun]
+			if run == "" || time.Since(info.Created) < in.MaxAge {
+				continue
+			}
+			if _, asked := open[run]; !asked {
+				if open[run], err = a.Open(ctx, run); err != nil {
+					return out, fault.Wrap(fmt.Sprintf("ask for run %s", run), err)
+				}
+			}
+			if !open[run] {
+				num, _ := strconv.Atoi(info.Labels[sandbox.LabelFork]) // 0: a base
+				out.Orphans = append(out.Orphans, orchestrator.CleanupSandboxInput{Ref: info.Ref, Provider: name, Run: run, Num: num})
+			}
+		}
+	}
+	return out, nil
+}
