@@ -146,11 +146,14 @@ func (f *follower) live() fork.Live {
 // follow reads until the agent has ended, and says why it was ended, if it
 // was us: "" or a status.
 func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, error) {
-	size, err := f.a.Artifacts.LogSize(ctx, f.log)
-	if err != nil {
+	r, size, err := f.a.Artifacts.ReadLog(ctx, f.log, 0) // only its length
+	switch {
+	case err == nil:
+		_ = r.Close()
+		f.stored = size
+	case fault.KindOf(err) != fault.NotFound:
 		return "", err
 	}
-	f.stored = size
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	late := time.NewTimer(time.Until(f.in.Deadline))
@@ -260,13 +263,15 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 	defer cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.lines.End(f.line)
+	f.lines.Flush(f.line)
 	stderr, err := sandbox.ReadAll(ctx, p, sandbox.Stderr, 1<<20)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
 	}
-	if err := f.a.Artifacts.Seal(ctx, f.log); err != nil {
-		return orchestrator.RunAgentOutput{}, err
+	if f.stored > 0 {
+		if err := f.a.Artifacts.Seal(ctx, f.log); err != nil {
+			return orchestrator.RunAgentOutput{}, err
+		}
 	}
 	if len(stderr) > 0 {
 		key := artifact.RunKey(f.in.Spec.Run, f.in.Spec.Num, "stderr-"+processID(f.in.Attempt)+".txt")

@@ -33,6 +33,9 @@ g update-ref "$REF" "$head"
 g bundle create -q "$OUT" "$REF" --not "$BASE"
 echo "$head"`
 
+// maxBundle bounds a fork's work, in bytes.
+const maxBundle = 2 << 30
+
 // collectRef is the ref under which a fork's work travels.
 const collectRef = "refs/sandbox/result"
 
@@ -70,7 +73,7 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 	}
 	defer os.Remove(bundle)
 	got, err := a.Repo.Receive(ctx, repo.ReceiveInput{
-		Run: in.Spec.Run, Num: in.Spec.Num, Source: in.Spec.Repo, Commit: in.Spec.BaseCommit, Ref: collectRef, Bundle: bundle,
+		Run: in.Spec.Run, Num: in.Spec.Num, Base: repo.Base{Source: in.Spec.Repo, Commit: in.Spec.BaseCommit}, Ref: collectRef, Bundle: bundle,
 	})
 	if err != nil {
 		return none, fault.Wrap(op, err)
@@ -83,8 +86,12 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 	if err := a.Artifacts.Put(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, "result.bundle"), f); err != nil {
 		return none, fault.Wrap(op, err)
 	}
+	warning := ""
+	if got.Undelivered != nil {
+		warning = fmt.Sprintf("The branch is stored, but could not be fetched into %s: %v", in.Spec.Repo, got.Undelivered)
+	}
 	return orchestrator.CollectResultOutput{
-		Branch: got.Branch, Commit: got.Commit, FilesChanged: got.FilesChanged, Insertions: got.Insertions, Deletions: got.Deletions,
+		Branch: got.Branch, Commit: got.Commit, FilesChanged: got.FilesChanged, Insertions: got.Insertions, Deletions: got.Deletions, Warning: warning,
 	}, nil
 }
 
@@ -99,12 +106,12 @@ func (a *Activities) download(ctx context.Context, sb sandbox.Sandbox, path stri
 	if err != nil {
 		return "", err
 	}
-	n, err := io.Copy(f, io.LimitReader(r, repo.MaxBundle+1))
+	n, err := io.Copy(f, io.LimitReader(r, maxBundle+1))
 	if e := f.Close(); err == nil {
 		err = e
 	}
-	if err == nil && n > repo.MaxBundle {
-		err = fault.New("", fault.Invalid, "the fork's work has more than %d bytes", int64(repo.MaxBundle))
+	if err == nil && n > maxBundle {
+		err = fault.New("", fault.Invalid, "the fork's work has more than %d bytes", int64(maxBundle))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())

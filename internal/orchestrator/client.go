@@ -71,6 +71,19 @@ func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
 	return fault.Wrap("start run "+run, clientFault(err))
 }
 
+// Plan returns what the run was asked to do.
+func (c *Client) Plan(ctx context.Context, run string) (fork.Plan, error) {
+	var plan fork.Plan
+	events := c.Temporal.GetWorkflowHistory(ctx, run, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	first, err := events.Next()
+	if err != nil {
+		return plan, c.about(run, err)
+	}
+	input := first.GetWorkflowExecutionStartedEventAttributes().GetInput()
+	err = converter.GetDefaultDataConverter().FromPayloads(input, &plan)
+	return plan, fault.Wrap("read the plan of run "+run, err)
+}
+
 // Progress counts where the forks of the run stand.
 func (c *Client) Progress(ctx context.Context, run string) (fork.Progress, error) {
 	var p fork.Progress

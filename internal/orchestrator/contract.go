@@ -138,6 +138,7 @@ type (
 		FilesChanged int    `json:"files_changed"`
 		Insertions   int    `json:"insertions"`
 		Deletions    int    `json:"deletions"`
+		Warning      string `json:"warning,omitempty"` // what else the user should know
 	}
 	// CleanupSandboxInput names everything a fork may have left: Ref, when it
 	// is known, and whatever carries the labels of the run and the fork.

@@ -112,6 +112,9 @@ func (f *forked) collect(ctx workflow.Context) {
 	case err == nil:
 		f.result.Branch, f.result.Commit = out.Branch, out.Commit
 		f.result.FilesChanged, f.result.Insertions, f.result.Deletions = out.FilesChanged, out.Insertions, out.Deletions
+		if out.Warning != "" {
+			f.result.Hint = fork.Cut(out.Warning, errorText)
+		}
 	case f.result.Status == fork.Success:
 		f.fail(err)
 	default:
