@@ -6,6 +6,8 @@
 package agent
 
 import (
+	"strings"
+
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
@@ -17,6 +19,10 @@ type Agent interface {
 
 	// Program says which program of the host the sandbox must be lent.
 	Program() Program
+
+	// Check returns an error of kind fault.Invalid when the agent cannot be
+	// asked to do spec, with a hint for the user. It is called before Command.
+	Check(spec Spec) error
 
 	// Command returns how to carry out spec without asking anybody anything.
 	// Its environment holds everything the agent needs but PATH and HOME.
@@ -88,11 +94,11 @@ type Event struct {
 // An Account is what an agent says at its end.
 type Account struct {
 	Error     bool     `json:"error"`      // the agent calls it a failure
-	Reason    string   `json:"reason"`     // its own word: "completed", "max_turns", "api_error", …
+	Reason    string   `json:"reason"`     // its own word: "completed", "max_turns", "api_error", "refusal", …
 	APIStatus int      `json:"api_status"` // HTTP status of the model call that ended it; 0: none
-	Text      string   `json:"text"`       // its last words, or the error
-	Turns     int      `json:"turns"`
-	Cost      fork.USD `json:"cost_usd"` // its own reckoning; the gateway's ledger is the truth
+	Text      string   `json:"text"`       // its last words, or the error; at most fork.MaxText bytes
+	Turns     int      `json:"turns"`      // its own count
+	Cost      fork.USD `json:"cost_usd"`   // its own reckoning; the gateway's ledger is the truth
 }
 
 // A Summary is what is kept of a stream of events of any length.
@@ -101,10 +107,12 @@ type Summary struct {
 	Model   string
 	Turns   int    // messages of the model, sub-agents' left out
 	Action  string // the last thing worth showing, one line
-	Said    string // the agent's last text
+	Said    string // the agent's last message, the end of it when it is long; for lines of no message, the last of them
 	End     *Account
 
 	message string // the last message that was counted as a turn
+	said    string // the message that Said belongs to
+	after   bool   // the agent went on after End: a sub-agent in the background had something to say
 }
 
 // Add takes one more event into the sum.
@@ -120,10 +128,23 @@ func (s *Summary) Add(e Event) {
 		s.Turns++
 	}
 	switch e.Kind {
+	case Started, Text, Think, Tool, Output, Retry:
+		s.after = s.End != nil
+	case Ended:
+		s.after = false
+	}
+	switch e.Kind {
 	case Text:
-		s.Action = oneLine(e.Text)
-		if !e.Nested {
-			s.Said = e.Text
+		if line := oneLine(e.Text); line != "" {
+			s.Action = line
+		}
+		if e.Nested {
+			break
+		}
+		if e.Message != s.said || s.Said == "" {
+			s.Said, s.said = e.Text, e.Message
+		} else {
+			s.Said = tail(s.Said+"\n"+e.Text, maxEventText)
 		}
 	case Tool:
 		s.Action = oneLine(e.Tool + " " + e.Text)
@@ -145,6 +166,17 @@ type Outcome struct {
 	Turns  int
 	Cost   fork.USD // the agent's own reckoning
 	Again  bool     // trying again could help
+}
+
+// All returns the agents, the default first.
+func All() []Agent { return []Agent{Claude{}, Mini{}, Shell{}} }
+
+func names() string {
+	var list []string
+	for _, a := range All() {
+		list = append(list, a.Name())
+	}
+	return strings.Join(list, ", ")
 }
 
 // ByName returns the agent that users call name, or an error of kind

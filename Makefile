@@ -1,0 +1,53 @@
+# One word for each thing there is to do. How it is done stands in scripts/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+FUZZTIME ?= 30s
+BENCHTIME ?= 1s
+
+GOLANGCI_LINT := .tools/golangci-lint-v2.15.0/golangci-lint
+WORKFLOWCHECK := .tools/workflowcheck-v0.6.0/workflowcheck
+AGENTS := tests/node_modules/.package-lock.json
+
+.PHONY: build demo test check lint fuzz bench golden clean need
+
+build: ## the three programs, in bin/; the first time compiles the Temporal server: minutes
+	@scripts/need.sh go
+	CGO_ENABLED=0 go build -ldflags='-s -w' -o bin/ ./cmd/...
+
+demo: build ## see it work: needs no key, no account, no other server
+	@scripts/need.sh git
+	bin/sandbox-temporal demo
+
+test: need build $(AGENTS) ## install what the tests need, build once, run every test
+	scripts/test.sh
+
+check: lint test ## what CI runs: every check, then every test
+
+lint: need $(GOLANGCI_LINT) $(WORKFLOWCHECK) ## every check that runs nothing of ours
+	GOLANGCI_LINT=$(GOLANGCI_LINT) WORKFLOWCHECK=$(WORKFLOWCHECK) scripts/lint.sh
+
+fuzz: need ## every fuzz target for FUZZTIME
+	scripts/fuzz.sh $(FUZZTIME)
+
+bench: need ## every benchmark, BENCHTIME each
+	scripts/bench.sh $(BENCHTIME)
+
+golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
+	scripts/golden.sh
+
+clean: ## what make built and installed; Go's own caches stay
+	rm -rf bin .tools tests/node_modules
+
+need:
+	@scripts/need.sh go git cc npm
+
+$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/$(@D) CGO_ENABLED=0 go install github.com/golangci/golangci-lint/v2/cmd/$(subst -v,@v,$(notdir $(@D)))
+
+$(WORKFLOWCHECK):
+	GOBIN=$(CURDIR)/$(@D) CGO_ENABLED=0 go install go.temporal.io/sdk/contrib/tools/$(subst -v,@v,$(notdir $(@D)))
+
+$(AGENTS): tests/package.json tests/package-lock.json tests/.npmrc | need
+	cd tests && npm ci --ignore-scripts
+	@touch $@

@@ -1,0 +1,86 @@
+// Command sandbox-temporal runs coding agents side by side, each in its own
+// sandbox, durably, on Temporal. This file only plugs its parts together.
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/cli"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/engine"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Words that this program starts itself with; they are no commands.
+const (
+	supervisorWord = "sandbox-supervisor"
+	miniWord       = "mini-agent"
+)
+
+func main() {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case supervisorWord:
+			os.Exit(local.Supervise(os.Args[2:]))
+		case miniWord:
+			os.Exit(mini.Main(context.Background(), os.Args[2:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	env := &cli.Env{
+		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
+		IsTerminal: isTerminal, Version: version,
+	}
+	cli.Plug(env, cli.Parts{
+		StartServer: startServer, Sweep: engine.Sweep, Providers: providers, Executable: os.Executable,
+	})
+	code := cli.Main(ctx, env)
+	stop()
+	os.Exit(code)
+}
+
+// providers is the list of places where a sandbox can be made. To add one,
+// write its package, run the conformance checks, and name it here.
+func providers(dir string, log *slog.Logger) sandbox.Set {
+	return sandbox.NewSet(
+		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Logger: log}),
+	)
+}
+
+// supervisor is how a local sandbox's supervisor is started: the small program
+// installed beside this one, or else this one itself.
+func supervisor() []string {
+	exe, err := os.Executable()
+	if err != nil {
+		exe = os.Args[0]
+	}
+	small := filepath.Join(filepath.Dir(exe), supervisorWord)
+	if st, err := os.Stat(small); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		return []string{small}
+	}
+	return []string{exe, supervisorWord}
+}
+
+func startServer(ctx context.Context, o cli.ServerOptions) (cli.Server, error) {
+	return engine.Start(ctx, engine.Options{
+		Dir: o.Dir, Lock: o.Lock, Port: o.Port, UIPort: o.UIPort, Namespace: o.Namespace, SearchAttributes: o.SearchAttributes, Logger: o.Logger,
+	})
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

@@ -1,0 +1,482 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/demo"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/standin"
+)
+
+// realKey is the key of the model API in all sessions. It must never be seen
+// in a sandbox, a log or a store: cmdNokey looks.
+const realKey = "sk-ant-session-test-0123456789abcdef"
+
+// TestSessions runs testdata/script/*.txtar against the real program, which
+// has an engine of its own in every session. The folder is globbed: there is
+// no list to forget a script in.
+func TestSessions(t *testing.T) {
+	bin := builtProgram(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup:               func(e *testscript.Env) error { return setUp(e, bin) },
+		Condition:           condition,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
+			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
+			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile,
+		},
+	})
+}
+
+// builtProgram returns the folder of the program under test. It is the one
+// that "make build" made, named by SANDBOX_TEMPORAL_BIN, or is built here.
+func builtProgram(t *testing.T) string {
+	t.Helper()
+	if exe := os.Getenv("SANDBOX_TEMPORAL_BIN"); exe != "" {
+		return filepath.Dir(exe)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"sandbox-temporal", "sandbox-supervisor", "sandbox-worker"} {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "../"+name)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go build %s: %v\n%s", name, err, out)
+		}
+	}
+	return dir
+}
+
+// session is what one script has beside its files.
+type session struct {
+	mu      sync.Mutex
+	model   *standin.Server
+	started time.Time
+	pids    map[string]string
+}
+
+type sessionKey struct{}
+
+func of(ts *testscript.TestScript) *session { return ts.Value(sessionKey{}).(*session) }
+
+func setUp(e *testscript.Env, bin string) error {
+	home := filepath.Join(e.WorkDir, "home")
+	state := filepath.Join(e.WorkDir, "state")
+	if err := os.MkdirAll(home, 0o755); err != nil {
+		return err
+	}
+	s := &session{started: time.Now(), pids: map[string]string{}}
+	e.Values[sessionKey{}] = s
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return err
+	}
+	path := bin + ":" + filepath.Join(strings.TrimSpace(string(goroot)), "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	e.Vars = append(e.Vars,
+		"HOME="+home, "PATH="+path, "SANDBOX_TEMPORAL_HOME="+state, "STATE="+state,
+		"SANDBOX_TEMPORAL_PORT=0", "SANDBOX_TEMPORAL_UI_PORT=0", "METRICS_PORT=0",
+		"ANTHROPIC_API_KEY="+realKey, "GIT_CONFIG_NOSYSTEM=1",
+		"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@example.invalid", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@example.invalid",
+		"NO_COLOR=1", "TERM=dumb",
+	)
+	if claude := claudePath(); claude != "" {
+		e.Vars = append(e.Vars, "CLAUDE="+claude)
+	}
+	// Whatever happens in the script, its engine and its sandboxes go.
+	e.Defer(func() {
+		down := exec.Command(filepath.Join(bin, "sandbox-temporal"), "down")
+		down.Env = e.Vars
+		if out, err := down.CombinedOutput(); err != nil {
+			e.T().Log(fmt.Sprintf("down: %v\n%s", err, out))
+		}
+		for _, pid := range processesOf(state) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		unmountBelow(e.WorkDir)
+		if s.model != nil {
+			s.model.Close()
+		}
+	})
+	return nil
+}
+
+// claudePath finds the real Claude Code CLI that the tests' package.json
+// pins, or the one that the environment names.
+func claudePath() string {
+	if p := os.Getenv("SANDBOX_TEMPORAL_CLAUDE"); p != "" {
+		return p
+	}
+	p, err := filepath.Abs("../../tests/node_modules/@anthropic-ai/claude-code-linux-x64/claude")
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(p); err != nil {
+		return ""
+	}
+	return p
+}
+
+func condition(name string) (bool, error) {
+	switch name {
+	case "claude":
+		return claudePath() != "", nil
+	case "root":
+		return os.Getuid() == 0, nil
+	}
+	return false, fmt.Errorf("no condition %q", name)
+}
+
+// cmdGorepo writes the demo's repository: gorepo DIR.
+func cmdGorepo(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(demo.WriteRepo(context.Background(), ts.MkAbs(args[0])))
+}
+
+// cmdStandin starts a stand-in for the model API: standin [SCRIPTS.json]. The
+// demo's scripts are always there.
+func cmdStandin(ts *testscript.TestScript, _ bool, args []string) {
+	scripts := demo.Scripts()
+	if len(args) > 0 {
+		more, err := standin.ParseScripts(strings.NewReader(ts.ReadFile(args[0])))
+		ts.Check(err)
+		for name, s := range more {
+			scripts[name] = s
+		}
+	}
+	s := of(ts)
+	s.model = standin.New(standin.Options{Scripts: scripts, Keys: []string{realKey}})
+	srv := httptest.NewServer(s.model)
+	ts.Defer(func() { s.model.Close(); srv.Close() })
+	ts.Setenv("ANTHROPIC_BASE_URL", srv.URL)
+}
+
+// cmdRequests compares the number of model calls that were answered:
+// requests N.
+func cmdRequests(ts *testscript.TestScript, neg bool, args []string) {
+	n := 0
+	for _, r := range of(ts).model.Requests() {
+		if r.Outcome == standin.Answered && strings.HasSuffix(r.Path, "/messages") {
+			n++
+		}
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	if (n == want) == neg {
+		ts.Fatalf("the model answered %d calls, want %d (negated: %v)", n, want, neg)
+	}
+}
+
+// cmdUntil repeats a command until its output matches: until SECONDS REGEXP
+// PROGRAM ARGS…
+func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
+	limit, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	want := regexp.MustCompile(args[1])
+	var out []byte
+	for end := time.Now().Add(time.Duration(limit) * time.Second); time.Now().Before(end); {
+		cmd := exec.Command(args[2], args[3:]...)
+		cmd.Env, cmd.Dir = environ(ts), ts.MkAbs(".")
+		cmd.Path, err = lookPath(ts, args[2])
+		ts.Check(err)
+		out, _ = cmd.CombinedOutput() // it may fail until it does not
+		if want.Match(out) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond) // between two looks at another process
+	}
+	ts.Fatalf("not within %d s: %s\n%s", limit, args[1], out)
+}
+
+func environ(ts *testscript.TestScript) []string {
+	var env []string
+	for _, name := range []string{"HOME", "PATH", "SANDBOX_TEMPORAL_HOME", "SANDBOX_TEMPORAL_PORT", "SANDBOX_TEMPORAL_UI_PORT", "METRICS_PORT",
+		"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "TERM", "WORK", "TMPDIR"} {
+		env = append(env, name+"="+ts.Getenv(name))
+	}
+	return env
+}
+
+func lookPath(ts *testscript.TestScript, name string) (string, error) {
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if p := filepath.Join(dir, name); exec.Command(p).Err == nil {
+			if st, err := os.Stat(p); err == nil && !st.IsDir() {
+				return p, nil
+			}
+		}
+	}
+	return "", errors.New(name + " is not on the session's PATH")
+}
+
+// cmdField looks into JSON: field FILE PATH REGEXP, where PATH is like
+// results.0.status.
+func cmdField(ts *testscript.TestScript, neg bool, args []string) {
+	dec := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
+	dec.UseNumber()
+	var v any
+	ts.Check(dec.Decode(&v))
+	for _, key := range strings.Split(args[1], ".") {
+		switch x := v.(type) {
+		case map[string]any:
+			v = x[key]
+		case []any:
+			if key == "length" {
+				v = len(x)
+				continue
+			}
+			i, err := strconv.Atoi(key)
+			ts.Check(err)
+			if i >= len(x) {
+				ts.Fatalf("%s: only %d elements", args[1], len(x))
+			}
+			v = x[i]
+		default:
+			ts.Fatalf("%s: nothing below %v", args[1], v)
+		}
+	}
+	if got := fmt.Sprint(v); regexp.MustCompile(args[2]).MatchString(got) == neg {
+		ts.Fatalf("%s is %q, want %s (negated: %v)", args[1], got, args[2], neg)
+	}
+}
+
+// cmdKill9 kills the engine of the session as a crash would.
+func cmdKill9(ts *testscript.TestScript, _ bool, _ []string) {
+	ep, err := endpoint.Read(ts.Getenv("STATE"))
+	ts.Check(err)
+	ts.Check(syscall.Kill(ep.PID, syscall.SIGKILL))
+	for ep.Alive() {
+		time.Sleep(5 * time.Millisecond) // until the kernel is done with it
+	}
+}
+
+// cmdSamepid remembers, and then compares, which process of a sandbox has an
+// argument: samepid NAME ARGUMENT.
+func cmdSamepid(ts *testscript.TestScript, _ bool, args []string) {
+	var pids []string
+	for pid, cmdline := range cmdlines() {
+		for _, a := range cmdline[1:] {
+			if a == args[1] {
+				pids = append(pids, strconv.Itoa(pid))
+				break
+			}
+		}
+	}
+	if len(pids) != 1 {
+		ts.Fatalf("%d processes have the argument %s: %v", len(pids), args[1], pids)
+	}
+	s := of(ts)
+	if before, ok := s.pids[args[0]]; ok && before != pids[0] {
+		ts.Fatalf("process %s was %s and is %s now", args[0], before, pids[0])
+	}
+	s.pids[args[0]] = pids[0]
+}
+
+// cmdGone checks that nothing of the session's sandboxes is left: no process,
+// no mount, no cgroup.
+func cmdGone(ts *testscript.TestScript, _ bool, _ []string) {
+	state := filepath.Join(ts.Getenv("STATE"), "sandboxes")
+	var left []string
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		left = left[:0]
+		for _, pid := range processesOf(state) {
+			left = append(left, fmt.Sprint("process ", pid, " ", cmdlines()[pid]))
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		ts.Check(err)
+		for _, line := range strings.Split(string(mounts), "\n") {
+			if strings.Contains(line, state) {
+				left = append(left, "mount "+line)
+			}
+		}
+		if len(left) == 0 {
+			break
+		}
+	}
+	if len(left) > 0 {
+		ts.Fatalf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+	entries, err := os.ReadDir(state)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		ts.Fatalf("%v", err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), "sandbox-orch-") {
+			ts.Fatalf("left behind: %s", filepath.Join(state, e.Name()))
+		}
+	}
+}
+
+func cmdlines() map[int][]string {
+	all := map[int][]string{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if b, err := os.ReadFile(dir + "/cmdline"); err == nil && len(b) > 0 {
+			all[pid] = strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		}
+	}
+	return all
+}
+
+// processesOf finds the processes that have dir on their command line.
+func processesOf(dir string) []int {
+	var pids []int
+	for pid, args := range cmdlines() {
+		if pid != os.Getpid() && strings.Contains(strings.Join(args, " "), dir) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func unmountBelow(dir string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	lines := strings.Split(string(mounts), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			_ = syscall.Unmount(f[4], syscall.MNT_DETACH)
+		}
+	}
+}
+
+// cmdNokey checks that the real key stands in no file of the session but the
+// one that is for it, and in the environment of no process of a sandbox.
+func cmdNokey(ts *testscript.TestScript, _ bool, _ []string) {
+	state := ts.Getenv("STATE")
+	ts.Check(filepath.WalkDir(ts.MkAbs("."), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || path == filepath.Join(state, "secrets") {
+			return nil // a file that went away has no key in it
+		}
+		b, err := os.ReadFile(path)
+		if err == nil && bytes.Contains(b, []byte(realKey)) {
+			return fmt.Errorf("%s holds the real key", path)
+		}
+		return nil
+	}))
+	st, err := os.Stat(filepath.Join(state, "secrets"))
+	ts.Check(err)
+	if st.Mode().Perm() != 0o600 {
+		ts.Fatalf("the file of credentials has mode %v", st.Mode())
+	}
+	ep, err := endpoint.Read(state)
+	ts.Check(err)
+	for pid := range cmdlines() {
+		if pid == os.Getpid() || pid == os.Getppid() {
+			continue
+		}
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if bytes.Contains(env, []byte(realKey)) && (pid == ep.PID || strings.Contains(string(env), "/workspace")) {
+			ts.Fatalf("process %d %v has the real key in its environment", pid, cmdlines()[pid])
+		}
+	}
+}
+
+// cmdMost follows a run to its end and checks that never more forks ran than
+// allowed: most RUN N.
+func cmdMost(ts *testscript.TestScript, _ bool, args []string) {
+	allowed, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	program, err := lookPath(ts, "sandbox-temporal")
+	ts.Check(err)
+	most := 0
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		cmd := exec.Command(program, "status", args[0], "-o", "json")
+		cmd.Env = environ(ts)
+		out, err := cmd.Output()
+		ts.Check(err)
+		var p struct {
+			Running, Pending int
+			Status           string
+		}
+		ts.Check(json.Unmarshal(out, &p))
+		// The number of supervisors is the truth; the report must agree.
+		alive := 0
+		for _, args := range cmdlines() {
+			line := strings.Join(args, " ")
+			if strings.Contains(line, ts.Getenv("STATE")) && strings.Contains(line, "sandbox-supervisor") && strings.Contains(line, "-fork-") {
+				alive++
+			}
+		}
+		most = max(most, p.Running, alive)
+		if most > allowed {
+			ts.Fatalf("%d forks at once, %d are allowed: %s", most, allowed, out)
+		}
+		if p.Status != "running" {
+			if most < allowed {
+				ts.Fatalf("never more than %d forks at once were seen: this check saw nothing", most)
+			}
+			return
+		}
+	}
+	ts.Fatalf("the run did not end")
+}
+
+// cmdCosts compares the cost of every fork in a report with what Claude Code
+// itself says in its transcript: costs REPORT.json.
+func cmdCosts(ts *testscript.TestScript, _ bool, args []string) {
+	var rep struct {
+		Run     string `json:"workflow_id"`
+		Results []struct {
+			Num  int         `json:"fork_num"`
+			Cost json.Number `json:"cost_usd"`
+		}
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
+	if len(rep.Results) == 0 {
+		ts.Fatalf("no results in %s", args[0])
+	}
+	program, err := lookPath(ts, "sandbox-temporal")
+	ts.Check(err)
+	for _, r := range rep.Results {
+		cmd := exec.Command(program, "logs", fmt.Sprintf("%s/%d", rep.Run, r.Num), "--raw")
+		cmd.Env = environ(ts)
+		out, err := cmd.Output()
+		ts.Check(err)
+		var said float64
+		for _, line := range strings.Split(string(out), "\n") {
+			var e struct {
+				Type string
+				Cost float64 `json:"total_cost_usd"`
+			}
+			if json.Unmarshal([]byte(line), &e) == nil && e.Type == "result" {
+				said = e.Cost
+			}
+		}
+		ours, err := r.Cost.Float64()
+		ts.Check(err)
+		if said == 0 || ours-said > 5e-10 || said-ours > 5e-10 {
+			ts.Fatalf("fork %d cost %v by the ledger and %v by the agent", r.Num, ours, said)
+		}
+	}
+}
+
+// cmdElapsed checks how long ago it was called last: elapsed reset, elapsed
+// SECONDS.
+func cmdElapsed(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	if args[0] != "reset" {
+		limit, err := strconv.ParseFloat(args[0], 64)
+		ts.Check(err)
+		if took := time.Since(s.started); took > time.Duration(limit*float64(time.Second)) {
+			ts.Fatalf("took %s, at most %s s are allowed", took, args[0])
+		}
+	}
+	s.started = time.Now()
+}

@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+type applyOptions struct {
+	Target target
+	Dir    string
+}
+
+// newApply makes the "apply" command.
+func newApply(env *Env, run func(context.Context, *Env, applyOptions) error) *cobra.Command {
+	if run == nil {
+		run = runApply
+	}
+	var opts applyOptions
+	cmd := &cobra.Command{
+		Use:     "apply RUN/N",
+		GroupID: groupWork,
+		Short:   "Bring a fork's changes into a work tree",
+		Long: `Apply brings what a fork changed into a work tree, uncommitted, for you to look
+at, test and commit. When the changes do not fit, the work tree stays as it is.
+` + targetHelp + exits(common...),
+		Example:           "  sandbox-temporal apply @last/2\n  sandbox-temporal apply 3f9c/1 --dir ~/src/project",
+		Args:              args("RUN/N"),
+		ValidArgsFunction: completeRuns(env),
+		RunE: func(cmd *cobra.Command, words []string) (err error) {
+			if opts.Target, err = forkArg(words[0]); err != nil {
+				return err
+			}
+			return run(cmd.Context(), env, opts)
+		},
+	}
+	cmd.Flags().StringVar(&opts.Dir, "dir", ".", "the `FOLDER` of the work tree")
+	return cmd
+}
+
+func runApply(ctx context.Context, env *Env, opts applyOptions) error {
+	dir, err := filepath.Abs(opts.Dir)
+	if err == nil {
+		dir, err = git(ctx, dir, "rev-parse", "--show-toplevel")
+	}
+	if err != nil {
+		return fault.New("", fault.NotFound, "%s is in no git work tree", opts.Dir).Hinted("Go to the repository's folder, or name it with --dir.")
+	}
+	r, run, work, err := openWork(ctx, env, opts.Target)
+	if err != nil || work == nil {
+		return err
+	}
+	done, err := work.Apply(ctx, run, r.ForkNum, dir)
+	if err != nil {
+		return err
+	}
+	how := "Applied"
+	if done.ThreeWay {
+		how = "Merged"
+	}
+	if _, err = fmt.Fprintf(env.Stdout, "%s fork %d of %s in %s: %s, +%d/-%d\n",
+		how, r.ForkNum, flat(run), flat(dir), plural(len(done.Files), "file"), r.Insertions, r.Deletions); err != nil {
+		return err
+	}
+	if done.ThreeWay {
+		fmt.Fprintln(env.Stderr, "The work tree has moved on from where the fork began; look at what came of it.")
+	}
+	fmt.Fprintln(env.Stderr, "Nothing is committed yet. Look with: git status")
+	return nil
+}

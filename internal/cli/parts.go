@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
+)
+
+// Parts is what main plugs in: the things that only it may link.
+type Parts struct {
+	// StartServer starts the embedded Temporal server in the state folder
+	// that the lock is for.
+	StartServer func(ctx context.Context, o ServerOptions) (Server, error)
+
+	// Sweep gives the activities back to the queue that a dead worker of the
+	// engine held, and returns how many there were.
+	Sweep func(ctx context.Context, c client.Client, namespace, identity string, log *slog.Logger) (int, error)
+
+	// Providers makes the places for sandboxes, with their state in dir.
+	Providers func(dir string, log *slog.Logger) sandbox.Set
+
+	// CheckHost says what would keep local sandboxes from working here.
+	CheckHost func(ctx context.Context, dir string) []Finding
+
+	// Executable is this program's own file, which it starts again for the
+	// engine.
+	Executable func() (string, error)
+}
+
+// ServerOptions say how the embedded server is started.
+type ServerOptions struct {
+	Dir              string
+	Lock             *endpoint.Lock
+	Port, UIPort     int // 0: any free one
+	Namespace        string
+	SearchAttributes map[string]enumspb.IndexedValueType
+	Logger           *slog.Logger
+}
+
+// A Server is an embedded Temporal server.
+type Server interface {
+	Address() string
+	UIAddress() string
+	Failed() <-chan error
+	Stop() error
+}
+
+// Plug fills the hooks of env from parts.
+func Plug(env *Env, parts Parts) {
+	p := &plugged{env: env, parts: parts}
+	env.Runs = p.runs
+	env.BeforeStart = p.beforeStart
+	env.Artifacts = p.artifacts
+	env.Work = p.work
+	env.Providers = func(g Globals) (sandbox.Set, error) { return p.providers(g.Config, slog.New(slog.DiscardHandler)), nil }
+	env.Doctor = p.doctor
+	env.Commands = append(env.Commands,
+		p.newUp, p.newDown, p.newWorker)
+}
+
+// plugged carries the parts to the commands that need them.
+type plugged struct {
+	env   *Env
+	parts Parts
+}
+
+// home makes sure that the state folder is there and ours.
+func home(cfg *config.Config) (*config.Config, error) { return cfg, endpoint.Prepare(cfg.Home) }
+
+func (p *plugged) providers(cfg *config.Config, log *slog.Logger) sandbox.Set {
+	return p.parts.Providers(filepath.Join(cfg.Home, "sandboxes"), log)
+}

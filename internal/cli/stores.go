@@ -1,0 +1,41 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+)
+
+// transcripts reads what agents printed from the artifact store.
+type transcripts struct{ store *artifact.Store }
+
+var _ Artifacts = transcripts{}
+
+// artifacts opens the store of the state folder.
+func (p *plugged) artifacts(ctx context.Context, g Globals) (Artifacts, error) {
+	cfg, err := home(g.Config)
+	if err != nil {
+		return nil, err
+	}
+	store, err := host.Artifacts(ctx, cfg.Home)
+	return transcripts{store}, err
+}
+
+// Transcript opens what the agent printed in one of its attempts.
+func (t transcripts) Transcript(ctx context.Context, run string, num, attempt int, offset int64) (io.ReadCloser, error) {
+	r, _, err := t.store.ReadLog(ctx, artifact.RunKey(run, num, fork.TranscriptName(attempt)), offset)
+	return r, err
+}
+
+// work opens the git store of the state folder.
+func (p *plugged) work(_ context.Context, g Globals) (Work, error) {
+	cfg, err := home(g.Config)
+	if err != nil {
+		return nil, err
+	}
+	return host.Repo(cfg.Home, nil, slog.New(slog.DiscardHandler)), nil
+}

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.temporal.io/sdk/client"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
+)
+
+// newWorker makes the "worker" command.
+func (p *plugged) newWorker(env *Env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "worker",
+		GroupID: groupService,
+		Short:   "Serve the runs of a Temporal cluster on this host",
+		Long: `Worker serves the task queue of the Temporal cluster that TEMPORAL_ADDRESS
+names: it makes sandboxes on this host, runs agents in them and meters their
+calls. Any number of workers can serve one queue.
+
+Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
+		Example: `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
+		Args:    args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.runWorker(cmd.Context(), env)
+		},
+	}
+}
+
+func (p *plugged) runWorker(ctx context.Context, env *Env) error {
+	cfg, err := home(env.Globals.Config)
+	if err != nil {
+		return err
+	}
+	if cfg.Embedded() {
+		return usage("Set TEMPORAL_ADDRESS to the cluster's host:port, or start the engine with: "+program+" up",
+			"no Temporal cluster is named")
+	}
+	lock, err := endpoint.Acquire(cfg.Home) // two workers would fight over the ledger
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	log := slog.New(slog.NewTextHandler(p.env.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
+	c, err := p.dial(ctx, cfg, "", log, "")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	vault, err := openVault(cfg.Home, p.env.Getenv)
+	if err != nil {
+		return err
+	}
+	h, err := p.startHost(ctx, cfg, c, "", vault, log)
+	if err != nil {
+		return err
+	}
+	defer h.Stop()
+	fmt.Fprintf(p.env.Stderr, "%s: worker serves %s in namespace %s\n", program, cfg.TaskQueue, cfg.Namespace)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-h.Failed():
+		return err
+	}
+}
+
+// startHost starts the worker's part of an engine, or of "worker".
+func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, log *slog.Logger) (*host.Host, error) {
+	prices, err := loadPrices(cfg)
+	if err != nil {
+		return nil, err
+	}
+	port := cfg.MetricsPort
+	if cfg.DisableMetrics {
+		port = host.NoMetrics
+	}
+	return host.Start(ctx, host.Options{
+		Temporal: c, Home: cfg.Home, Providers: p.providers(cfg, log), Prices: prices,
+		ModelCredentials: func(context.Context) (gateway.Credentials, error) {
+			s := v.secrets()
+			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL}, nil
+		},
+		GitCredentials: func(context.Context) (repo.Credential, error) {
+			s := v.secrets()
+			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
+		},
+		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
+		GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+	})
+}
+
+// program finds the programs that sandboxes are lent.
+func (p *plugged) program(cfg *config.Config) func(name string) (string, error) {
+	return func(name string) (string, error) {
+		var path string
+		var err error
+		switch {
+		case name == "":
+			return "", fault.New("", fault.NotFound, "no program is needed")
+		case name == program:
+			path, err = p.parts.Executable()
+		case name == "claude" && cfg.ClaudePath != "":
+			path = cfg.ClaudePath
+		default:
+			path, err = exec.LookPath(name)
+		}
+		if err != nil {
+			return "", fault.New("", fault.NotFound, "%w", err)
+		}
+		if path, err = filepath.Abs(path); err == nil {
+			path, err = filepath.EvalSymlinks(path) // a link's target is not in the sandbox
+		}
+		if err != nil {
+			return "", fault.New("", fault.NotFound, "%w", err)
+		}
+		return path, nil
+	}
+}
+
+// agentProgram names the program that the agent needs, or "".
+func agentProgram(name string) string {
+	a, err := agent.ByName(strings.TrimSpace(name))
+	if err != nil {
+		return ""
+	}
+	return a.Program().Name
+}

@@ -1,0 +1,82 @@
+// Package config finds out how this program was set up.
+//
+// A value comes from a flag, else from the environment, else from the file,
+// else from the defaults. The file is TOML; a key in it that is not known is
+// an error, because a misspelt budget is no budget. Secrets are not part of
+// it: see [Secrets].
+package config
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// Config is how this program was set up. Only [Load] makes one.
+type Config struct {
+	Home string // where state is kept; absolute
+	File string // the file that was read; empty: there was none
+
+	Port           int  // of the embedded Temporal server; 0: any free one
+	UIPort         int  // of its web page; 0: any free one
+	MetricsPort    int  // 0: any free one
+	DisableMetrics bool // serve no metrics at all
+
+	TemporalAddress string // host:port of a Temporal cluster
+	TemporalProfile string // a profile of Temporal's own configuration file; the SDK reads it
+	Namespace       string
+	TaskQueue       string
+
+	GatewayURL string // where sandboxes on other hosts reach this worker's gateway; empty: they cannot
+	Deployment string // the label of this installation's sandboxes; empty: the one that Home was given
+	ClaudePath string // the claude program; empty: looked up on PATH
+	PricesFile string // prices that replace the built-in ones; empty: none
+	LogLevel   slog.Level
+
+	Fork Defaults
+
+	settings []Setting
+}
+
+// Defaults are what a fork command does not need to say.
+type Defaults struct {
+	Forks         int
+	Model         string
+	MaxConcurrent int
+	Timeout       time.Duration
+	Budget        fork.USD // 0: no limit
+	Provider      string
+	Agent         string
+	AgentCommand  string // for the agent "command"
+	Setup         string // a shell line that prepares the base
+	Mounts        []fork.Mount
+}
+
+// Embedded reports whether commands talk to an engine of this host, because
+// no other Temporal was named.
+func (c *Config) Embedded() bool { return c.TemporalAddress == "" && c.TemporalProfile == "" }
+
+// IsSet reports whether somebody chose the value of the key, which is named as
+// in a [Setting], and it is not just the default.
+func (c *Config) IsSet(key string) bool {
+	for _, s := range c.settings {
+		if s.Key == key {
+			return s.Source != standardSource
+		}
+	}
+	return false
+}
+
+const standardSource = "default"
+
+// A Setting is one value and where it came from.
+type Setting struct {
+	Key    string // as in the file; those of a table with its name, as "fork.model"
+	Value  string
+	Source string // "flag --port", "environment METRICS_PORT", "file /etc/…", "default"
+}
+
+// Explain returns every value with its source, in the order of the
+// documentation. There are no secrets among them.
+func (c *Config) Explain() []Setting { return append([]Setting(nil), c.settings...) }

@@ -1,0 +1,356 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// watch checks, until it is stopped, that no budget is ever exceeded by what is
+// spent and reserved together.
+func (r *rig) watch() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			r.mu.Lock()
+			for name, run := range r.runs {
+				ofForks := fork.USD(0)
+				for num, f := range run.forks {
+					ofForks += f.spent.Cost
+					if f.budget > 0 && f.spent.Cost+f.reserved > f.budget || f.reserved < 0 {
+						r.t.Errorf("fork %s/%d: %s spent and %s reserved of %s", name, num, f.spent.Cost, f.reserved, f.budget)
+						cancel()
+					}
+				}
+				if run.budget > 0 && run.spent.Cost+run.reserved > run.budget || run.reserved < 0 || ofForks != run.spent.Cost {
+					r.t.Errorf("run %s: %s spent and %s reserved of %s; its forks spent %s", name, run.spent.Cost, run.reserved, run.budget, ofForks)
+					cancel()
+				}
+			}
+			r.mu.Unlock()
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Microsecond):
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+func TestFourForksNeverSpendMoreThanTheirDollar(t *testing.T) {
+	r := newRig(t)
+	defer r.watch()()
+	const budget = fork.Dollar
+	var agents sync.WaitGroup
+	for num := 1; num <= 4; num++ {
+		token := r.grant(Account{Run: "r", Fork: num, RunBudget: budget})
+		agents.Go(func() {
+			for {
+				// A turn costs up to $0.20, and asks for much more.
+				a := r.send(token, message{max: 128_000, stream: true, pad: 40_000, script: script{Out: 15_000}})
+				switch a.status {
+				case 200:
+				case 402:
+					if a.kind() != "billing_error" || a.header.Get("X-Should-Retry") != "false" {
+						t.Errorf("%+v", a)
+					}
+					return
+				default:
+					t.Errorf("%+v", a)
+					return
+				}
+			}
+		})
+	}
+	agents.Wait()
+	got := r.usage("r", 0)
+	if got.Cost > budget || r.up.billed() > budget || got.Cost != r.up.billed() {
+		t.Errorf("spent %s, billed %s", got.Cost, r.up.billed())
+	}
+	if got.Cost < budget*9/10 {
+		t.Errorf("only %s was spent: agents were refused too early", got.Cost)
+	}
+	if got.Refused != 4 {
+		t.Errorf("%d refusals", got.Refused)
+	}
+}
+
+// Whatever agents and the API do, in whatever order: nothing is ever spent that
+// was not there.
+func TestSpentNeverExceedsABudget(t *testing.T) {
+	forks, calls := 12, 40
+	if testing.Short() {
+		forks, calls = 6, 10
+	}
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := newRig(t)
+			r.limits.wait, r.limits.header, r.limits.idle = 2*time.Second, 30*time.Millisecond, 30*time.Millisecond
+			close(r.up.gate)
+			stop := r.watch()
+			var agents sync.WaitGroup
+			runs := []string{"a", "b", "c"}
+			budgets := map[string]fork.USD{"a": fork.Dollar / 2, "b": fork.Dollar / 20, "c": 0}
+			forkBudgets := map[string]fork.USD{"a": fork.Dollar / 5, "b": 0, "c": fork.Dollar / 10}
+			for n := range forks {
+				run := runs[n%len(runs)]
+				account := Account{Run: run, Fork: n + 1, RunBudget: budgets[run], ForkBudget: forkBudgets[run]}
+				token := r.grant(account)
+				rnd := rand.New(rand.NewPCG(seed, uint64(n)))
+				agents.Go(func() {
+					var side sync.WaitGroup // sub-agents
+					defer side.Wait()
+					for range calls {
+						m := randomMessage(rnd)
+						ctx, cancel := context.WithCancel(t.Context())
+						if rnd.IntN(6) == 0 {
+							time.AfterFunc(time.Duration(rnd.IntN(5000))*time.Microsecond, cancel)
+						}
+						call := func() {
+							defer cancel()
+							if a := r.do(ctx, http.MethodPost, "/v1/messages", token, m.body()); a.status == 403 || a.status == 400 || a.status == 404 {
+								t.Errorf("%+v", a)
+							}
+						}
+						if rnd.IntN(4) == 0 {
+							side.Go(call)
+						} else {
+							call()
+						}
+						if rnd.IntN(30) == 0 {
+							side.Wait()
+							var err error
+							if token, err = r.Grant(t.Context(), account); err != nil {
+								t.Error(err)
+								return
+							}
+						}
+					}
+				})
+			}
+			agents.Wait()
+			for _, run := range runs {
+				r.idle(run)
+			}
+			stop()
+			var total Spent
+			for _, run := range runs {
+				s := r.usage(run, 0)
+				total = total.add(s)
+				if b := budgets[run]; b > 0 && s.Cost > b {
+					t.Errorf("run %s spent %s of %s", run, s.Cost, b)
+				}
+			}
+			// The gateway charges what cannot be known at a bound of it.
+			if billed := r.up.billed(); total.Cost < billed {
+				t.Errorf("the books say %s, the API bills %s", total.Cost, billed)
+			}
+			if total.Calls == 0 || total.Refused == 0 {
+				t.Errorf("nothing was tried: %+v", total)
+			}
+			r.agree(runs...)
+		})
+	}
+}
+
+func randomMessage(r *rand.Rand) message {
+	m := message{
+		model:  []string{"claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5"}[r.IntN(3)],
+		max:    r.Int64N(60_000) + 1,
+		stream: r.IntN(3) > 0,
+		pad:    r.IntN(20_000),
+		script: script{Out: r.Int64N(8000)},
+	}
+	switch r.IntN(12) {
+	case 0:
+		m.script.Fault = "cut"
+	case 1:
+		m.script.Fault = "error"
+	case 2:
+		m.script.Status, m.script.Body = []int{413, 429, 500, 529}[r.IntN(4)], "{}"
+	case 3:
+		m.script.Fault = []string{"reset", "hang", "stall", "nothing", "error first"}[r.IntN(5)]
+	case 4:
+		m.script.Fault = "gate"
+	}
+	return m
+}
+
+// agree checks that the ledger says what the memory does.
+func (r *rig) agree(runs ...string) {
+	r.t.Helper()
+	for _, run := range runs {
+		want := r.usage(run, 0)
+		var cost fork.USD
+		var calls, open, refused int
+		if err := r.read(`SELECT COALESCE(SUM(cost), 0), COUNT(*), COALESCE(SUM(state = 'in_flight'), 0),
+			(SELECT COALESCE(SUM(refused), 0) FROM grants WHERE run = ?1) FROM calls WHERE run = ?1`, run).Scan(&cost, &calls, &open, &refused); err != nil {
+			r.t.Fatal(err)
+		}
+		if cost != want.Cost || calls != want.Calls || refused != want.Refused || open != 0 {
+			r.t.Errorf("run %s: the ledger has %s in %d calls, %d of them open, and %d refused; the memory %+v", run, cost, calls, open, refused, want)
+		}
+	}
+}
+
+func TestWithoutABudgetNothingWaits(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	var calls sync.WaitGroup
+	for range 20 {
+		calls.Go(func() {
+			if a := r.send(token, message{max: 32_000, script: script{Fault: "gate", Out: 1}}); a.status != 200 {
+				t.Errorf("%+v", a)
+			}
+		})
+	}
+	until(t, "all calls are upstream at once", func() bool { return r.up.count() == 20 })
+	close(r.up.gate)
+	calls.Wait()
+}
+
+func TestCallWaitsForWhatOthersHold(t *testing.T) {
+	r := newRig(t)
+	a1 := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar / 2})
+	a2 := r.grant(Account{Run: "r", Fork: 2, RunBudget: fork.Dollar / 2})
+	first, second := make(chan answer, 1), make(chan answer, 1)
+	go func() { first <- r.send(a1, message{max: 60_000, script: script{Fault: "gate", Out: 10}}) }()
+	until(t, "the first call is upstream", func() bool { return r.up.count() == 1 })
+	// The first holds $0.32 and more of $0.50; the second would get a clamped
+	// answer now, and waits for a whole one instead.
+	go func() { second <- r.send(a2, message{max: 32_000, pad: 220_000, script: script{Out: 10}}) }()
+	until(t, "the second waits", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.runs["r"].waiting) == 1
+	})
+	close(r.up.gate)
+	for _, c := range []chan answer{first, second} {
+		if a := <-c; a.status != 200 {
+			t.Errorf("%+v", a)
+		}
+	}
+	if got := r.usage("r", 0); got.Refused != 0 || got.Calls != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestCallThatWaitsTooLongIsToldToComeAgain(t *testing.T) {
+	r := newRig(t)
+	r.limits.wait = 30 * time.Millisecond
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar / 3})
+	first := make(chan answer, 1)
+	go func() { first <- r.send(token, message{max: 32_000, script: script{Fault: "gate", Out: 10}}) }()
+	until(t, "the first call is upstream", func() bool { return r.up.count() == 1 })
+	a := r.send(token, message{max: 32_000})
+	if a.status != 429 || a.header.Get("Retry-After") != "5" || a.header.Get("X-Should-Retry") == "false" {
+		t.Errorf("%+v", a)
+	}
+	close(r.up.gate)
+	<-first
+	if got := r.usage("r", 0); got.Refused != 0 {
+		t.Errorf("%+v", got)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.runs["r"].waiting); n != 0 {
+		t.Errorf("%d calls still wait", n)
+	}
+}
+
+func TestWaitingCallsOfARevokedForkAreRefused(t *testing.T) {
+	r := newRig(t)
+	a1 := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar / 3})
+	a2 := r.grant(Account{Run: "r", Fork: 2, RunBudget: fork.Dollar / 3})
+	first, second := make(chan answer, 1), make(chan answer, 1)
+	go func() { first <- r.send(a1, message{max: 32_000, script: script{Fault: "gate", Out: 10}}) }()
+	until(t, "the first call is upstream", func() bool { return r.up.count() == 1 })
+	go func() { second <- r.send(a2, message{max: 32_000}) }()
+	until(t, "the second waits", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.runs["r"].waiting) == 1
+	})
+	if err := r.Revoke(t.Context(), "r", 2); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-second; a.status != 403 {
+		t.Errorf("%+v", a)
+	}
+	close(r.up.gate)
+	<-first
+}
+
+func TestRefusalNamesTheBudgetAndWhatIsLeft(t *testing.T) {
+	r := newRig(t)
+	ofFork := r.grant(Account{Run: "r1", Fork: 7, RunBudget: fork.Dollar, ForkBudget: fork.Dollar / 100})
+	a := r.send(ofFork, message{max: 10_000, pad: 100_000})
+	want := "The budget of fork r1/7 does not cover this call: $0.0100 of $0.0100 is left, and the call may cost $0."
+	if a.status != 402 || a.kind() != "billing_error" || a.header.Get("X-Should-Retry") != "false" || !strings.Contains(a.body, want) {
+		t.Errorf("%+v", a)
+	}
+	ofRun := r.grant(Account{Run: "r2", Fork: 1, RunBudget: 1})
+	if a := r.send(ofRun, message{max: 10_000}); a.status != 402 || !strings.Contains(a.body, "The budget of run r2 ") {
+		t.Errorf("%+v", a)
+	}
+	if got := r.usage("r1", 7); got.Refused != 1 || got.Calls != 0 || got.Cost != 0 {
+		t.Errorf("%+v", got)
+	}
+	// More money for the run lets it go on.
+	ofRun = r.grant(Account{Run: "r2", Fork: 1, RunBudget: fork.Dollar})
+	if a := r.send(ofRun, message{max: 10_000}); a.status != 200 {
+		t.Errorf("%+v", a)
+	}
+	if r.up.count() != 1 {
+		t.Errorf("%d calls were forwarded", r.up.count())
+	}
+}
+
+// A body of rare letters has more tokens than a third of its bytes. The first
+// such call may cost more than was reserved; the next ones may not.
+func TestDensePromptIsReservedByTheByte(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
+	m := message{max: 10, pad: 30_000, script: script{Read: 28_000, Out: 1}}
+	if a := r.send(token, m); a.status != 200 {
+		t.Fatalf("%+v", a)
+	}
+	r.mu.Lock()
+	dense := r.runs["r"].forks[1].dense
+	r.mu.Unlock()
+	if !dense {
+		t.Error("nobody noticed")
+	}
+	if !strings.Contains(r.logs.String(), "level=DEBUG msg=\"call settled\"") {
+		t.Error("the call is not in the log")
+	}
+	// By the third this body costs half a dollar at most, by the byte more than there is.
+	body := message{model: "claude-opus-5-5", max: 10, pad: 300_000, script: script{Out: 1}}
+	if a := r.send(token, body); a.status != 402 {
+		t.Errorf("%d", a.status)
+	}
+}
+
+func TestGrantRefusesAccountsThatCannotBe(t *testing.T) {
+	r := newRig(t)
+	for _, a := range []Account{{}, {Run: "r"}, {Fork: 1}, {Run: "r", Fork: -1}, {Run: "r", Fork: 1, RunBudget: -1}, {Run: "r", Fork: 1, ForkBudget: -1}} {
+		if _, err := r.Grant(t.Context(), a); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("%+v: %v", a, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Grant(ctx, Account{Run: "r", Fork: 1}); fault.KindOf(err) != fault.Cancelled {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,375 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// A forwarding is one call on its way to the API and back.
+type forwarding struct {
+	g       *Gateway
+	w       http.ResponseWriter
+	out     *http.ResponseController // of w
+	in      *http.Request
+	ctx     context.Context // of the upstream call
+	cancel  context.CancelCauseFunc
+	cred    Credentials
+	base    *url.URL
+	body    []byte
+	fork    *forkAccount
+	call    *call    // nil for a call that costs nothing
+	request *request // nil for a call that costs nothing
+
+	gone    atomic.Bool // the agent went away
+	leave   func()      // to be called when the agent went away
+	dialing atomic.Bool // the transport looks for a connection
+	linked  atomic.Bool // it has one, so the request may be on its way
+}
+
+var (
+	errNoHeader = errors.New("the model API did not answer in time")
+	errIdle     = errors.New("the model API stopped in the middle of its answer")
+	errGone     = errors.New("the agent went away")
+	errClosing  = errors.New("the gateway closes")
+)
+
+// run makes the call. However it ends, also by a panic, it is settled: what is
+// not known to be cheaper costs its reservation.
+func (f *forwarding) run() {
+	defer f.charge(whole, settlement{state: stateFailed, note: "ended without an account"})
+	// An answer whose agent goes away is read on for a while: what it costs is
+	// told at its end, and an agent that could make calls cheaper by leaving
+	// them would have a way around its budget.
+	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(f.in.Context()))
+	defer f.cancel(nil)
+	defer context.AfterFunc(f.g.closing, func() { f.cancel(errClosing) })()
+	drain := time.AfterFunc(time.Hour, func() { f.cancel(errGone) })
+	drain.Stop()
+	defer drain.Stop()
+	f.leave = func() {
+		switch {
+		case f.gone.Swap(true):
+		case f.call == nil:
+			f.cancel(errGone)
+		default:
+			drain.Reset(f.g.limits.drain)
+		}
+	}
+	defer context.AfterFunc(f.in.Context(), f.leave)()
+	// A deadline stays with the connection, which the agent may use again.
+	defer f.out.SetWriteDeadline(time.Time{}) //nolint:errcheck // not every server has one
+	watch := time.AfterFunc(f.g.limits.header, func() { f.cancel(errNoHeader) })
+	defer watch.Stop()
+	res, err := f.g.transport.RoundTrip(f.upstream())
+	if err != nil {
+		f.unanswered(err)
+		return
+	}
+	defer res.Body.Close() //nolint:errcheck // it was read as far as it is of use
+	// From here on it is silence that ends a call.
+	if !watch.Stop() {
+		<-f.ctx.Done()
+	}
+	idle := time.AfterFunc(f.g.limits.idle, func() { f.cancel(errIdle) })
+	defer idle.Stop()
+	body := &watched{from: res.Body, timer: idle, limit: f.g.limits.idle}
+	encoding := res.Header.Get("Content-Encoding")
+	switch {
+	case res.StatusCode/100 != 2:
+		f.refusedUpstream(res, body)
+	case f.call == nil:
+		f.pass(res, body)
+	case res.StatusCode != http.StatusOK || encoding != "" && encoding != "identity":
+		// It was asked for something else. What cannot be read is charged as
+		// dearly as it can be.
+		f.charge(whole, f.answered(res, "an answer that cannot be read"))
+		f.pass(res, body)
+	case isStream(res):
+		f.stream(res, body)
+	default:
+		f.answer(res, body)
+	}
+}
+
+func isStream(res *http.Response) bool {
+	t, _, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	return err == nil && t == "text/event-stream"
+}
+
+// upstream is the request that goes to the API.
+func (f *forwarding) upstream() *http.Request {
+	target := *f.base
+	target.Path = strings.TrimRight(f.base.Path, "/") + f.in.URL.Path
+	target.RawPath = ""
+	target.RawQuery = f.in.URL.RawQuery
+	out := &http.Request{
+		Method:     f.in.Method,
+		URL:        &target,
+		Host:       target.Host,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Header:     requestHeader(f.in.Header, f.cred),
+	}
+	if f.in.Method == http.MethodPost {
+		out.Header.Set("Content-Type", "application/json")
+		out.ContentLength = int64(len(f.body))
+		out.Body = io.NopCloser(bytes.NewReader(f.body))
+		// With it, a connection that the API closed while it was idle is
+		// replaced without anybody noticing. Go does so only when nothing of
+		// the request was written, so nothing is paid twice.
+		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
+	}
+	return out.WithContext(httptrace.WithClientTrace(f.ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { f.dialing.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { f.linked.Store(true) },
+	}))
+}
+
+// A bound is a part of the reservation that a call is charged when its usage
+// was not told.
+type bound int
+
+const (
+	nothing bound = iota // the call was not processed
+	prompt               // its prompt may have been read, no answer was seen
+	whole                // all of it may have been done
+)
+
+// charge settles the call at a part of its reservation.
+func (f *forwarding) charge(b bound, s settlement) {
+	if f.call == nil {
+		return
+	}
+	switch b {
+	case prompt:
+		s.cost = min(f.call.ask.fixed, f.call.hold)
+		s.note += ": charged for the prompt that was reserved"
+	case whole:
+		s.cost = f.call.hold
+		s.note += ": charged at its reservation"
+	}
+	f.call.settle(s)
+}
+
+// bill settles the call by what it used.
+func (f *forwarding) bill(model string, t Tokens, s settlement) {
+	s.tokens = t
+	s.cost = f.price(model, t)
+	s.model = shorten(model)
+	f.call.settle(s)
+}
+
+// price returns what t costs. The API may have let another model answer than
+// was asked: one that the call named is billed at its price, and for one that
+// it did not name the dearest of all of them counts.
+func (f *forwarding) price(model string, t Tokens) fork.USD {
+	prices := f.g.prices
+	id, known := prices.Resolve(model)
+	var most fork.USD
+	for _, name := range f.request.models() {
+		if asked, ok := prices.Resolve(name); known && ok && asked == id {
+			return prices.Cost(id, t)
+		}
+		most = max(most, prices.Cost(name, t))
+	}
+	if known {
+		most = max(most, prices.Cost(id, t))
+	}
+	return most
+}
+
+// answered begins the settlement of a call that the API answered.
+func (f *forwarding) answered(res *http.Response, note string) settlement {
+	id := res.Header.Get("Request-Id")
+	return settlement{state: stateSettled, status: res.StatusCode, requestID: id[:min(len(id), 128)], note: note}
+}
+
+// unanswered ends a call that has no answer. When no connection was made it
+// costs nothing. Otherwise the API may have worked on it: on the prompt if the
+// answer is a stream, because a stream begins before the first token of the
+// answer does, and on all of it if it is not.
+func (f *forwarding) unanswered(err error) {
+	cause := context.Cause(f.ctx)
+	s := settlement{state: stateFailed, note: "no answer"}
+	dial, ok := errors.AsType[*net.OpError](err)
+	switch {
+	case ok && dial.Op == "dial", f.dialing.Load() && !f.linked.Load():
+		s.note = "no connection"
+		f.charge(nothing, s)
+	case f.request != nil && f.request.stream:
+		f.charge(prompt, s)
+	default:
+		f.charge(whole, s)
+	}
+	if f.gone.Load() {
+		return // nobody listens
+	}
+	r := refuse(http.StatusBadGateway, "api_error", "The gateway cannot reach the model API.")
+	switch {
+	case errors.Is(cause, errClosing):
+		r = refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
+	case errors.Is(cause, errNoHeader):
+		r = refuse(http.StatusGatewayTimeout, "timeout_error", "The model API did not answer in time.")
+	default:
+		// The agent is not told more: the text may name hosts of this network.
+		f.g.log.Warn("the model API cannot be reached", "run", f.fork.run.name, "fork", f.fork.num, "error", f.cred.redact(err.Error()))
+	}
+	r.write(f.w)
+}
+
+// maxError bounds the body of an error, in bytes.
+const maxError = 1 << 20
+
+// refusedUpstream passes an error of the API on. It costs nothing. Status and
+// body are the API's own, so that agents can wait and try again as they do
+// without a gateway; only a refused key is final, for agents would try it for
+// minutes.
+func (f *forwarding) refusedUpstream(res *http.Response, body io.Reader) {
+	s := f.answered(res, "")
+	s.state = stateFailed
+	f.charge(nothing, s)
+	text, err := io.ReadAll(io.LimitReader(body, maxError))
+	if err != nil && f.ctx.Err() != nil {
+		text = nil // the status says enough
+	}
+	if f.cred.within(text) {
+		text = []byte(f.cred.redact(string(text)))
+	}
+	h := f.w.Header()
+	responseHeader(h, res.Header, f.cred)
+	if res.StatusCode == http.StatusUnauthorized {
+		h.Set("X-Should-Retry", "false")
+		f.g.log.Info("the model API refuses the key", "run", f.fork.run.name, "fork", f.fork.num)
+	}
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	f.w.WriteHeader(res.StatusCode)
+	f.put(text) //nolint:errcheck // the agent is gone
+}
+
+// answer passes an answer on that is no stream. It is read whole and settled
+// first, so that an agent's next call finds the money of this one.
+func (f *forwarding) answer(res *http.Response, body io.Reader) {
+	text, err := io.ReadAll(io.LimitReader(body, f.g.limits.answer+1))
+	if err != nil || int64(len(text)) > f.g.limits.answer {
+		f.charge(whole, f.answered(res, "its answer broke off"))
+		if !f.gone.Load() {
+			refuse(http.StatusBadGateway, "api_error", "The answer of the model API broke off.").write(f.w)
+		}
+		return
+	}
+	if model, t, ok := answerUsage(text); ok {
+		f.bill(model, t, f.answered(res, ""))
+	} else {
+		f.charge(whole, f.answered(res, "its answer tells no usage"))
+	}
+	h := f.w.Header()
+	responseHeader(h, res.Header, f.cred)
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	f.w.WriteHeader(res.StatusCode)
+	f.put(text) //nolint:errcheck // the agent is gone
+}
+
+// stream passes server-sent events on as they come and meters them.
+func (f *forwarding) stream(res *http.Response, body io.Reader) {
+	var m stream
+	defer func() { f.settleStream(&m, res) }()
+	f.copy(res, body, func(p []byte) {
+		m.Write(p) //nolint:errcheck // it never fails
+		if m.ended {
+			// Before the agent sees the end, so that its next call finds the
+			// money of this one.
+			f.settleStream(&m, res)
+		}
+	})
+}
+
+func (f *forwarding) settleStream(m *stream, res *http.Response) {
+	m.close()
+	t, note, ok := m.outcome(f.call.output)
+	s := f.answered(res, note)
+	switch {
+	case ok:
+		f.bill(m.model, t, s)
+	case m.broken:
+		f.charge(whole, s)
+	case m.failed: // an error came in place of an answer
+		s.state = stateFailed
+		f.charge(nothing, s)
+	default: // broke off before it began
+		s.state = stateFailed
+		f.charge(prompt, s)
+	}
+}
+
+// pass copies an answer that is not metered.
+func (f *forwarding) pass(res *http.Response, body io.Reader) {
+	f.copy(res, body, func([]byte) {})
+}
+
+// copy passes an answer on piece by piece and shows each piece to see first.
+// An answer that breaks off breaks off for the agent too: it must not take half
+// of it for the whole.
+func (f *forwarding) copy(res *http.Response, body io.Reader, see func([]byte)) {
+	responseHeader(f.w.Header(), res.Header, f.cred)
+	if res.ContentLength >= 0 {
+		f.w.Header().Set("Content-Length", strconv.FormatInt(res.ContentLength, 10))
+	}
+	f.w.WriteHeader(res.StatusCode)
+	if f.out.Flush() != nil {
+		f.leave()
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := body.Read(buf)
+		if n > 0 {
+			see(buf[:n])
+			if !f.gone.Load() && f.put(buf[:n]) != nil {
+				f.leave()
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return
+		case err != nil:
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// put writes one piece and sees to it that it leaves. An agent that does not
+// take it in time is given up.
+func (f *forwarding) put(p []byte) error {
+	f.out.SetWriteDeadline(time.Now().Add(f.g.limits.write)) //nolint:errcheck // not every server has one
+	if _, err := f.w.Write(p); err != nil {
+		return fmt.Errorf("write to the agent: %w", err)
+	}
+	return f.out.Flush()
+}
+
+// A watched body puts the watch off each time something comes.
+type watched struct {
+	from  io.Reader
+	timer *time.Timer
+	limit time.Duration
+}
+
+func (b *watched) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	b.timer.Reset(b.limit)
+	return n, err
+}

@@ -1,0 +1,252 @@
+// Package gateway stands between the agents and the model API: it meters every
+// call, keeps every budget, and is the only one that holds the real key.
+//
+// An agent reaches the API through [Gateway] with a token that is good for one
+// fork and nothing else. Each call goes through the same steps:
+//
+//	token -> allow-list -> read the body -> reserve -> forward -> meter -> settle
+//
+// Reserve writes the most that the call can cost into the ledger before one
+// byte goes out; settle replaces it by what the answer's usage comes to. What
+// is spent and what is reserved never exceed a budget together, so parallel
+// forks cannot overspend it, and a crash in the middle of a call leaves the
+// reservation behind as its price.
+//
+// # What the promise rests on
+//
+// A budget holds as long as no call costs more than was reserved for it. The
+// number of output tokens is bounded exactly, by max_tokens. The number of
+// input tokens is estimated from the body's size; see [estimate] for what is
+// assumed and for what happens to a fork whose calls turn out denser.
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+// Credentials are the real ones. They are never written to the ledger, to a
+// log or into an error.
+type Credentials struct {
+	APIKey    string // sent as x-api-key; not used when AuthToken is set
+	AuthToken string // sent as Authorization: Bearer
+	BaseURL   string // http or https; empty: https://api.anthropic.com
+}
+
+// Options say where a gateway keeps its ledger and whom it forwards to.
+type Options struct {
+	// Dir is required: a folder for the ledger, made with mode 0700 when it is
+	// missing and set to that mode when it is there. One gateway at a time
+	// uses it.
+	Dir string
+
+	// Credentials is required and asked for each call, so that a key which
+	// came later works. Empty credentials are no error: the call is answered
+	// with 401 and the agent stops.
+	Credentials func(context.Context) (Credentials, error)
+
+	// Prices is required; see [LoadPrices].
+	Prices *Prices
+
+	// AllowUnpriced lets calls to models pass that Prices does not know. They
+	// are priced like the dearest one. The zero value refuses them.
+	AllowUnpriced bool
+
+	// MaxOutput is the most output tokens that one call may ask for; a greater
+	// max_tokens is lowered to it. 0: 32000.
+	MaxOutput int
+
+	// Logger gets one line for each settled call (debug) and each refused one
+	// (info). Nil: nothing is logged.
+	Logger *slog.Logger
+
+	// Transport makes the upstream calls. Nil: HTTP/1.1 with bounded idle
+	// connections through the proxy that the environment names.
+	Transport http.RoundTripper
+}
+
+// A Gateway is an [http.Handler] that meters. All its methods may be called
+// from many goroutines.
+type Gateway struct {
+	prices        *Prices
+	allowUnpriced bool
+	maxOutput     int64
+	credentials   func(context.Context) (Credentials, error)
+	transport     http.RoundTripper
+	log           *slog.Logger
+	limits        limits
+	ledger        *ledger
+
+	closing context.Context // done when Close begins
+	stop    context.CancelFunc
+	active  sync.WaitGroup // calls that a handler works on
+
+	granting sync.Mutex // held through a whole Grant or Revoke
+
+	mu      sync.Mutex
+	closed  bool
+	tokens  map[tokenHash]*grant
+	runs    map[string]*runAccount
+	lastID  int64 // of a call
+	unknown int64 // calls with a token that is not good, since the start
+}
+
+// limits bound what one call may take. Tests shorten them.
+type limits struct {
+	body     int64         // bytes of a request
+	answer   int64         // bytes of an answer that is no stream
+	upload   time.Duration // for the whole body of a request
+	header   time.Duration // from the request until the upstream's status line
+	idle     time.Duration // between two reads of an answer
+	drain    time.Duration // for an answer to go on whose agent went away
+	write    time.Duration // for the agent to take one piece of an answer
+	wait     time.Duration // for other calls to settle
+	parallel int           // calls of one fork at a time
+}
+
+// The header limit is the agents' own (x-stainless-timeout: 600): an answer
+// that is no stream begins only when it is whole. A call waits no longer than
+// an agent tolerates silence.
+func defaultLimits() limits {
+	return limits{
+		body:     40 << 20,
+		answer:   64 << 20,
+		upload:   2 * time.Minute,
+		header:   10 * time.Minute,
+		idle:     3 * time.Minute,
+		drain:    10 * time.Second,
+		write:    2 * time.Minute,
+		wait:     2 * time.Minute,
+		parallel: 32,
+	}
+}
+
+const defaultMaxOutput = 32000
+
+var _ http.Handler = (*Gateway)(nil)
+
+// Open opens the ledger in o.Dir, making or upgrading it first. Calls that were
+// in flight when the last gateway died are settled at their reservation and
+// marked crashed. Tokens that were granted and not revoked work again.
+//
+// The kind of the error is Invalid for options that cannot be, Conflict when
+// another gateway uses the folder, Unsupported for a ledger of a newer version,
+// Full when the disk is, and Internal otherwise.
+func Open(ctx context.Context, o Options) (*Gateway, error) {
+	const op = "open gateway"
+	switch {
+	case o.Dir == "":
+		return nil, fault.New(op, fault.Invalid, "no folder for the ledger")
+	case o.Credentials == nil:
+		return nil, fault.New(op, fault.Invalid, "nobody to ask for credentials")
+	case o.Prices == nil:
+		return nil, fault.New(op, fault.Invalid, "no prices")
+	case o.MaxOutput < 0:
+		return nil, fault.New(op, fault.Invalid, "a negative number of output tokens")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Transport == nil {
+		o.Transport = defaultTransport()
+	}
+	l, err := openLedger(ctx, o.Dir, o.Logger)
+	if err != nil {
+		return nil, fault.Wrap(op, err)
+	}
+	g := &Gateway{
+		prices:        o.Prices,
+		allowUnpriced: o.AllowUnpriced,
+		maxOutput:     int64(cmp.Or(o.MaxOutput, defaultMaxOutput)),
+		credentials:   o.Credentials,
+		transport:     o.Transport,
+		log:           o.Logger,
+		limits:        defaultLimits(),
+		ledger:        l,
+		tokens:        make(map[tokenHash]*grant),
+		runs:          make(map[string]*runAccount),
+	}
+	g.closing, g.stop = context.WithCancel(context.Background())
+	if err := g.restore(ctx); err != nil {
+		return nil, fault.Wrap(op, errors.Join(err, l.close()))
+	}
+	l.start()
+	return g, nil
+}
+
+// Close cuts the calls that are under way, settles them and closes the ledger.
+// A second Close does nothing.
+func (g *Gateway) Close() error {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil
+	}
+	g.closed = true
+	g.mu.Unlock()
+	g.stop()
+	g.active.Wait()
+	return fault.Wrap("close gateway", g.ledger.close())
+}
+
+// Serve answers on ln until ctx is done, then gives the calls under way a
+// moment to end, and cuts them. It returns nil when ctx ended it, and closes
+// ln in any case. It may be called for several listeners.
+func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
+	s := &http.Server{
+		Handler:           g,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+	drained := make(chan struct{})
+	unwatch := context.AfterFunc(ctx, func() {
+		defer close(drained)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		if s.Shutdown(grace) != nil {
+			s.Close() //nolint:errcheck // the connections are being cut
+		}
+	})
+	err := s.Serve(ln)
+	if !unwatch() {
+		<-drained
+	}
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return &fault.Error{Op: "serve gateway", Kind: fault.Unavailable, Err: err}
+}
+
+const shutdownGrace = 3 * time.Second
+
+// defaultTransport speaks HTTP/1.1 only: over HTTP/2 all forks would share one
+// connection, and one lost packet or one GOAWAY would hit all of their streams.
+func defaultTransport() *http.Transport {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            dialer.DialContext,
+		Protocols:              protocols,
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConns:           256,
+		MaxIdleConnsPerHost:    256,
+		IdleConnTimeout:        60 * time.Second,
+		ExpectContinueTimeout:  time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		DisableCompression:     true,
+		WriteBufferSize:        64 << 10,
+		ReadBufferSize:         32 << 10,
+	}
+}

@@ -1,0 +1,213 @@
+package gateway
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// A request is what the price of a call depends on.
+type request struct {
+	model     string
+	fallbacks []string // models that may answer in its place
+	maxTokens int64    // 0 when the body names none
+	maxAt     int      // where the number stands in the body
+	maxEnd    int
+	thinking  int64 // budget_tokens, which max_tokens must exceed
+	stream    bool
+	hour      bool // something is to be cached for an hour
+	fast      bool // asks for the dear fast mode
+	regional  bool // asks for inference in one place, at another price
+	compacts  bool // the API may summarise the prompt first, in a call of its own
+
+	body     int   // bytes
+	pixels   int   // bytes of pictures, which are not billed by the byte
+	pictures int64 // how many there are
+	papers   int   // bytes of documents
+	remote   int64 // pictures and documents that the API fetches by itself
+	uses     int64 // how often server tools may run; at most maxUses
+	advisor  bool  // has a tool that asks another model
+}
+
+// readRequest finds everything in body that the price depends on. The error
+// says what is wrong with the body, for the agent to read.
+func readRequest(body []byte) (*request, error) {
+	q := &request{body: len(body)}
+	s := scanner{b: body, out: q}
+	if err := s.document(); err != nil {
+		return nil, err
+	}
+	q.uses = min(q.uses, maxUses)
+	return q, nil
+}
+
+// models lists who may answer.
+func (q *request) models() []string { return append([]string{q.model}, q.fallbacks...) }
+
+// object is called at the end of every object of a known place.
+func (q *request) object(at place, f *frame) {
+	switch at {
+	case atSource:
+		f.parent.from, f.parent.froms = f, f.parent.froms+1
+	case atBlock, atInnerBlock:
+		q.media(f)
+	case atMcpServer:
+		q.uses += defaultUses
+	case atEdit:
+		q.compacts = q.compacts || strings.HasPrefix(f.kind, "compact")
+	case atTool:
+		switch {
+		case f.kinds == 0 || runsWithAgent(f.kind):
+		case strings.HasPrefix(f.kind, "advisor"):
+			q.advisor = true
+		case f.uses >= 0:
+			q.uses += f.uses
+		default:
+			q.uses += defaultUses
+		}
+	}
+}
+
+// media counts a picture or a document. Only a block whose reading is beyond
+// doubt counts as a picture: the same bytes anywhere else, say in the arguments
+// of a tool, are text to the API and are billed as such.
+func (q *request) media(f *frame) {
+	src := f.from
+	if src == nil || f.kind != "image" && f.kind != "document" {
+		return
+	}
+	sure := f.kinds == 1 && f.froms == 1 && src.kinds == 1
+	switch {
+	case sure && f.kind == "image" && src.kind == "base64" && src.datas == 1:
+		q.pictures++
+		q.pixels += src.data
+	case sure && f.kind == "document" && src.kind == "base64" && src.datas == 1:
+		q.papers += src.data
+	case src.kind == "url" || src.kind == "file":
+		q.remote++
+	}
+}
+
+// runsWithAgent reports whether a tool of that type costs nothing but the
+// tokens that the bodies show.
+func runsWithAgent(kind string) bool {
+	for _, prefix := range []string{"custom", "bash_", "text_editor_", "computer_", "memory_", "tool_search_"} {
+		if strings.HasPrefix(kind, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// The assumptions about what the API makes of a request.
+const (
+	// bytesPerToken is low on purpose. Agents' requests were measured at four
+	// bytes a token, JSON included; code and prose in English lie between 3.5
+	// and 4.5, and other scripts take more bytes for a letter.
+	bytesPerToken = 3
+
+	// overhead is the API's own prompt around tools, in tokens.
+	overhead = 500
+
+	// pictureTokens is above what the largest picture comes to after the API
+	// has scaled it down (4784 tokens).
+	pictureTokens = 5000
+
+	// searchTokens is what one use of a server tool puts into the prompt.
+	searchTokens = 25_000
+
+	// defaultUses is how often a server tool runs when nobody says.
+	defaultUses = 10
+
+	// maxUses is more than the API does in one call, and keeps sums small.
+	maxUses = 10_000
+
+	// window is the longest prompt there is: longer ones are refused upstream
+	// and cost nothing.
+	window = 1_000_000
+)
+
+// An ask is the most that a call can cost: fixed for its prompt, and perToken
+// for each token of its answer.
+type ask struct {
+	prompt   int64    // tokens that may be billed for it, all rounds together
+	fixed    fork.USD // for the prompt and everything else that is not the answer
+	perToken fork.USD
+	want     int64 // output tokens, as asked for and capped
+	enough   int64 // with fewer than this, it is better to wait for others to settle
+	least    int64 // with fewer than this, the call is of no use
+}
+
+func (a ask) cost(out int64) fork.USD { return plus(a.fixed, times(out, a.perToken)) }
+
+// Fewer output tokens than this make an agent stumble: its answer ends in the
+// middle of a tool call.
+const (
+	leastOutput  = 1024
+	enoughOutput = 4096
+)
+
+// estimate says what q can cost at most, under these assumptions: the prompt
+// has at most one token for every three bytes of the body, all of it is
+// written to the cache at the dearest rate that the body asks for, and the
+// answer is as long as max_tokens allows. A prompt that is denser, of rare
+// scripts or made to be so, costs more than that. Such a call's fork is marked
+// dense when it settles, and from then on a token is reserved for every byte,
+// which is what a token covers at least; so one fork can exceed its reservations
+// only by the prompts that were under way at the first time.
+func (p *Prices) estimate(q *request, maxOutput int64, dense bool) ask {
+	per := int64(bytesPerToken)
+	if dense {
+		per = 1
+	}
+	// A document's text is compressed, so it has more tokens than its bytes
+	// tell; one per byte, and never more than fits, is what can be said.
+	text := int64(q.body - q.pixels - q.papers)
+	prompt := text/per + overhead + q.pictures*pictureTokens + int64(q.papers)
+	prompt = min(prompt, window)
+	if q.remote > 0 {
+		prompt = window
+	}
+	a := ask{want: min(q.maxTokens, max(maxOutput, q.thinkingFloor()))}
+	rounds := int64(1)
+	if q.compacts {
+		rounds = 2
+	}
+	// Each model that may answer can do so after the one before it has been
+	// paid for.
+	for _, name := range q.models() {
+		m, _ := p.lookup(name)
+		rate := m.rate(prompt)
+		// A server tool's result becomes a prompt that is read again.
+		read := rounds * (prompt + q.uses*min(prompt+searchTokens, window))
+		a.prompt += read
+		a.fixed = plus(a.fixed, times(read, rate.write(q.hour)/perMillion))
+		a.fixed = plus(a.fixed, times(rounds*q.uses, p.webSearch))
+		a.perToken = plus(a.perToken, times(rounds, rate.Output/perMillion))
+	}
+	a.least = min(a.want, max(leastOutput, q.thinkingFloor()))
+	a.enough = min(a.want, max(enoughOutput, q.thinkingFloor()))
+	return a
+}
+
+// thinkingFloor is how far max_tokens can be lowered: the API refuses a call
+// whose thinking could use up all of it.
+func (q *request) thinkingFloor() int64 {
+	if q.thinking == 0 {
+		return 0
+	}
+	return q.thinking + 1
+}
+
+// clamp returns body with n in place of its max_tokens. No other byte changes,
+// so that what the agent cached stays cached.
+func (q *request) clamp(body []byte, n int64) []byte {
+	if q.maxEnd == 0 || n >= q.maxTokens {
+		return body
+	}
+	out := make([]byte, 0, len(body))
+	out = append(out, body[:q.maxAt]...)
+	out = strconv.AppendInt(out, n, 10)
+	return append(out, body[q.maxEnd:]...)
+}

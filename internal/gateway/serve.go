@@ -1,0 +1,250 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+const messagesPath = "/v1/messages"
+
+// route says whether a call may pass, and whether it costs money. Everything
+// that is not named here is refused: other parts of the API cost money in ways
+// that are not metered, or manage the account.
+func route(r *http.Request) (metered, ok bool) {
+	if r.URL.RawPath != "" { // an escaped path means something else to others
+		return false, false
+	}
+	switch path := r.URL.Path; {
+	case path == messagesPath:
+		return true, r.Method == http.MethodPost
+	case path == messagesPath+"/count_tokens":
+		return false, r.Method == http.MethodPost
+	case path == "/v1/models":
+		return false, r.Method == http.MethodGet
+	default:
+		id, found := strings.CutPrefix(path, "/v1/models/")
+		return false, found && r.Method == http.MethodGet && modelID(id)
+	}
+}
+
+func modelID(id string) bool {
+	return len(id) > 0 && len(id) <= 200 && strings.Trim(id, ".") != "" &&
+		strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@") == ""
+}
+
+// ServeHTTP answers one call of an agent. See the package's introduction.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	gr, refused := g.admit(r)
+	if refused != nil {
+		refused.write(w)
+		return
+	}
+	defer g.leave(gr)
+	metered, ok := route(r)
+	if !ok {
+		forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on.").write(w)
+		return
+	}
+	body, refused := g.body(w, r)
+	if refused != nil {
+		refused.write(w)
+		return
+	}
+	cred, base, refused := g.authority(r.Context())
+	if refused != nil {
+		refused.write(w)
+		return
+	}
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, fork: gr.fork}
+	if metered {
+		if refused := f.meter(gr); refused != nil {
+			refused.write(w)
+			return
+		}
+	}
+	f.run()
+}
+
+func shorten(s string) string { return s[:min(len(s), 200)] }
+
+// admit finds out whose call it is, and takes one of the fork's places.
+func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
+	}
+	for _, token := range bearer(r.Header) {
+		gr := g.tokens[hashToken(token)]
+		if gr == nil || gr.revoked {
+			continue
+		}
+		if gr.fork.active >= g.limits.parallel {
+			busy := refuse(http.StatusTooManyRequests, "rate_limit_error", "This fork has "+strconv.Itoa(gr.fork.active)+" calls under way, which is the most.")
+			busy.after = time.Second
+			return nil, busy
+		}
+		gr.fork.active++
+		g.active.Add(1)
+		return gr, nil
+	}
+	g.unknown++
+	if seldom(g.unknown) {
+		g.log.Info("call refused: no good token", "path", shorten(r.URL.Path), "refused", g.unknown)
+	}
+	return nil, refuseToken()
+}
+
+func (g *Gateway) leave(gr *grant) {
+	g.mu.Lock()
+	gr.fork.active--
+	g.mu.Unlock()
+	g.active.Done()
+}
+
+// body reads the whole request: what it costs has to be known before it goes
+// out, and a slow agent must not hold an upstream connection.
+func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
+	if r.Method == http.MethodGet {
+		return nil, nil
+	}
+	if e := r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return nil, forbid(http.StatusUnsupportedMediaType, "invalid_request_error", "The gateway reads no compressed requests.")
+	}
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return nil, forbid(http.StatusUnsupportedMediaType, "invalid_request_error", "The gateway passes JSON only.")
+	}
+	tooLarge := forbid(http.StatusRequestEntityTooLarge, "request_too_large", "The request has more than "+strconv.FormatInt(g.limits.body, 10)+" bytes.")
+	if r.ContentLength > g.limits.body {
+		return nil, tooLarge
+	}
+	// Not every server can set a deadline; the one in Serve does.
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Now().Add(g.limits.upload)) //nolint:errcheck // see above
+	defer rc.SetReadDeadline(time.Time{})               //nolint:errcheck // see above
+	var (
+		b   []byte
+		err error
+	)
+	limited := http.MaxBytesReader(w, r.Body, g.limits.body)
+	if r.ContentLength > 0 {
+		b = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(limited, b)
+	} else {
+		b, err = io.ReadAll(limited)
+	}
+	if _, big := errors.AsType[*http.MaxBytesError](err); big {
+		return nil, tooLarge
+	}
+	if err != nil {
+		return nil, refuse(http.StatusRequestTimeout, "invalid_request_error", "The request did not come whole.")
+	}
+	return b, nil
+}
+
+const defaultBaseURL = "https://api.anthropic.com"
+
+// authority asks for the real credentials and where they are good.
+func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusal) {
+	cred, err := g.credentials(ctx)
+	if err != nil {
+		g.log.Warn("the credentials for the model API cannot be had", "error", cred.redact(err.Error()))
+		if fault.KindOf(err) == fault.Denied {
+			return cred, nil, forbid(http.StatusUnauthorized, "authentication_error", "The gateway may not read its credentials for the model API.")
+		}
+		return cred, nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot get its credentials for the model API.")
+	}
+	cred.APIKey, cred.AuthToken = strings.TrimSpace(cred.APIKey), strings.TrimSpace(cred.AuthToken)
+	if cred.APIKey == "" && cred.AuthToken == "" {
+		return cred, nil, forbid(http.StatusUnauthorized, "authentication_error",
+			"There is no ANTHROPIC_API_KEY: set it in the environment of the command that starts the run, or of the worker.")
+	}
+	for _, s := range cred.secrets() {
+		if strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' }) {
+			return cred, nil, forbid(http.StatusUnauthorized, "authentication_error", "The API key has characters that no key has.")
+		}
+	}
+	if cred.BaseURL == "" {
+		cred.BaseURL = defaultBaseURL
+	}
+	base, err := url.Parse(cred.BaseURL)
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return cred, nil, forbid(http.StatusNotFound, "not_found_error",
+			"ANTHROPIC_BASE_URL is no http or https URL of a host and a path.")
+	}
+	return cred, base, nil
+}
+
+// meter reads what the call may cost and reserves it.
+func (f *forwarding) meter(gr *grant) *refusal {
+	q, err := readRequest(f.body)
+	if err != nil {
+		return forbid(http.StatusBadRequest, "invalid_request_error", "The gateway cannot read the request: "+err.Error()+".")
+	}
+	if q.maxTokens < 1 {
+		return forbid(http.StatusBadRequest, "invalid_request_error", "The request has no max_tokens.")
+	}
+	g := f.g
+	if refused := g.unpriced(q, gr); refused != nil {
+		return refused
+	}
+	g.mu.Lock()
+	dense := gr.fork.dense
+	g.mu.Unlock()
+	attempt, err := strconv.Atoi(f.in.Header.Get("X-Stainless-Retry-Count"))
+	if err != nil || attempt < 0 || attempt > 1000 {
+		attempt = 0
+	}
+	c := &call{
+		g:       g,
+		grant:   gr,
+		fork:    gr.fork,
+		model:   shorten(q.model),
+		path:    f.in.URL.Path,
+		prices:  g.prices.Version(),
+		attempt: attempt,
+		ask:     g.prices.estimate(q, g.maxOutput, dense),
+		started: time.Now(),
+	}
+	if refused := g.reserve(f.in.Context(), c); refused != nil {
+		return refused
+	}
+	f.request, f.call = q, c
+	f.body = q.clamp(f.body, c.output)
+	return nil
+}
+
+// unpriced refuses what would be billed at a price that the table does not
+// have. An unknown model is "not found", as upstream would say; the others get
+// 403, which agents take for an answer at once.
+func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
+	var why string
+	for _, name := range q.models() {
+		if _, known := g.prices.lookup(name); !known && !g.allowUnpriced {
+			why = "The model " + strconv.Quote(shorten(name)) + " has no price, so calls to it cannot be metered."
+			g.log.Info("call refused: unpriced model", "run", gr.fork.run.name, "fork", gr.fork.num, "model", shorten(name))
+			return forbid(http.StatusNotFound, "not_found_error", why)
+		}
+	}
+	switch {
+	case q.fast:
+		why = "Fast mode has no price here, so calls in it cannot be metered."
+	case q.regional:
+		why = "Inference in a chosen place has no price here, so calls with inference_geo cannot be metered."
+	case q.advisor:
+		why = "A tool that asks another model has no price here, so calls with it cannot be metered."
+	default:
+		return nil
+	}
+	g.log.Info("call refused: unpriced feature", "run", gr.fork.run.name, "fork", gr.fork.num, "why", why)
+	return forbid(http.StatusForbidden, "permission_error", why)
+}

@@ -1,0 +1,82 @@
+package repo
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+// deliver fetches a branch out of the run's repository into the user's own.
+// Only objects, the one ref and its log are written: no hook runs, and work
+// tree, index, HEAD and configuration stay as they are.
+func (s *Store) deliver(ctx context.Context, src location, run, branch, tip string) error {
+	sum := sha256.Sum256([]byte(src.owner))
+	lk, err := acquire(ctx, filepath.Join(s.dir, "mirrors", hex.EncodeToString(sum[:16])+".deliver.lock"), true)
+	if err != nil {
+		return err
+	}
+	defer lk.unlock()
+
+	ref := "refs/heads/" + branch
+	git := func(args ...string) (string, error) {
+		c := call{user: true, dir: src.url, args: args, config: []string{"protocol.file.allow=always", "core.alternateRefsCommand=true"},
+			env: []string{"GIT_ALLOW_PROTOCOL=file"}}
+		for _, id := range tolerated() {
+			c.config = append(c.config, "fetch.fsck."+id+"=ignore")
+		}
+		out, err := s.run(ctx, c)
+		return strings.TrimSpace(string(out)), err
+	}
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		// Git refuses to fetch into a branch that is checked out, even when
+		// nothing would change.
+		if there, err := git("rev-parse", "--verify", "--quiet", ref); err == nil && there == tip {
+			return nil
+		}
+		_, err := git("fetch", "--quiet", "--no-tags", "--no-prune", "--no-write-fetch-head", "--no-auto-maintenance", "--no-recurse-submodules",
+			"--no-show-forced-updates", "--refmap=", "--end-of-options", run, "+"+ref+":"+ref)
+		if !gitFailed(err) {
+			return err
+		}
+		// The user's own git may hold a lock just now.
+		if wait > 800*time.Millisecond {
+			return &fault.Error{Kind: fault.Conflict, Err: err,
+				Hint: "Look whether the branch is checked out, whether a branch named sandbox is in its way, and whether the worker's user may write to the repository. Then fetch it yourself: git fetch " + run + " " + ref}
+		}
+		select {
+		case <-ctx.Done():
+			return contextFault(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Dirty reports whether the work tree at path has changes that are not
+// committed, untracked files among them: a fork would not see those. A bare
+// repository is never dirty. The kinds of the error are those of Resolve.
+func (s *Store) Dirty(ctx context.Context, path string) (bool, error) {
+	const op = "repo: look for changes"
+	if err := s.check(ctx); err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	if !IsLocal(path) {
+		return false, nil
+	}
+	src, err := s.locate(ctx, path)
+	if err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	out, err := s.run(ctx, call{user: true, dir: src.url, args: []string{"rev-parse", "--is-inside-work-tree"}})
+	if err != nil || strings.TrimSpace(string(out)) != "true" {
+		return false, fault.Wrap(op, err)
+	}
+	seen := &told{w: io.Discard}
+	_, err = s.run(ctx, call{user: true, dir: src.url, stdout: seen, args: []string{"status", "--porcelain", "-z", "--untracked-files=normal", "--ignore-submodules=all"}})
+	return seen.wrote, fault.Wrap(op, err)
+}

@@ -1,0 +1,62 @@
+package local
+
+import (
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// A request is what a worker asks a supervisor, one on each connection. A
+// write has a second frame, opCommit, after the worker has filled the file.
+type request struct {
+	Version  int       `json:"version"` // protocol
+	Op       string    `json:"op"`
+	ID       string    `json:"id,omitempty"`
+	Cmd      *command  `json:"cmd,omitempty"`
+	Signal   string    `json:"signal,omitempty"`
+	Path     []byte    `json:"path,omitempty"`
+	Deadline time.Time `json:"deadline,omitzero"`
+	Base     string    `json:"base,omitempty"`
+}
+
+// What a worker can ask, beside opStart, opSignal, opRead and opWrite.
+const (
+	opHello    = "hello"
+	opHealth   = "health"
+	opProcess  = "process" // how is it; at once
+	opWait     = "wait"    // the same, when it has ended
+	opDeadline = "deadline"
+	opFreeze   = "freeze"
+	opDestroy  = "destroy" // answered when everything but the supervisor itself is gone
+)
+
+// A response answers a request.
+type response struct {
+	Version  int           `json:"version"`
+	Fault    *wireFault    `json:"fault,omitempty"`
+	Instance string        `json:"instance,omitempty"` // opHello
+	State    state         `json:"state,omitempty"`    // opHello
+	Exit     *sandbox.Exit `json:"exit,omitempty"`     // absent: it runs
+}
+
+// A state of a sandbox.
+type state string
+
+const (
+	starting state = "starting"
+	ready    state = "ready"
+	used     state = "used" // frozen into a base; it can only be destroyed
+	dying    state = "dying"
+)
+
+// A greeting is the first thing a supervisor says, to the worker that started
+// it: that the sandbox is ready, or why there is none.
+type greeting struct {
+	Fault *wireFault `json:"fault,omitempty"`
+}
+
+// The descriptors that a supervisor is started with.
+const (
+	lifeFD     = 3 // the life file, locked
+	greetingFD = 4
+)

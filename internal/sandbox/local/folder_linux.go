@@ -1,0 +1,302 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+// Names in the state folder.
+const (
+	sandboxesDir = "sandboxes"
+	basesDir     = "bases"
+	trashDir     = "trash"
+	locksDir     = "locks"
+	newPrefix    = ".new-" // a sandbox's folder before it has its name; no key begins so, see keyName
+)
+
+// Names in the folder of a sandbox.
+const (
+	specFile   = "spec.json"
+	refFile    = "ref.json" // written when commands can be started
+	runFile    = "run.json" // what a supervisor that is killed leaves behind
+	lifeFile   = "life"     // locked for as long as the supervisor lives
+	logFile    = "log"      // what the supervisor and init have to say
+	socketFile = "control.sock"
+	fsDir      = "fs"
+	workDir    = "work"
+	procDir    = "proc"
+	stageDir   = "base" // a base before it has its name
+)
+
+// keyName turns a key, which may be "..", into a file name.
+func keyName(key string) string { return "k-" + key }
+
+// A remains is what has to be looked for after a supervisor was killed.
+type remains struct {
+	Init   processID `json:"init"`
+	Cgroup string    `json:"cgroup,omitempty"` // absolute path; made by this sandbox and by nobody else
+}
+
+// makeState makes the folders. What is in them is nobody else's business.
+func makeState(op, dir string) error {
+	for _, sub := range []string{sandboxesDir, basesDir, trashDir, locksDir} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return fileFault(op, err)
+		}
+	}
+	return nil
+}
+
+// fileFault gives an error of the file system its kind.
+func fileFault(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.New(op, fault.Full, "%w", err).Hinted("Free some space on the disk of the state folder.")
+	}
+	return fault.Wrap(op, err)
+}
+
+// lockKey keeps all other workers from changing what belongs to the key.
+// There are 64 locks for all keys, so that the files need no tidying.
+func (p *Provider) lockKey(ctx context.Context, key string, wait bool) (*os.File, error) {
+	h := fnv.New32a()
+	h.Write([]byte(key))
+	name := filepath.Join(p.dir, locksDir, fmt.Sprintf("%02x", h.Sum32()%64))
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := lock(ctx, f, wait); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errLocked = errors.New("locked by somebody else")
+
+// lock takes the lock of f. The lock belongs to the open file: it is let go
+// when every copy of the descriptor, in whatever process, is closed. When it
+// fails because of ctx, f must be closed by nobody but the caller, later: the
+// lock may still be granted, and goes away with f.
+func lock(ctx context.Context, f *os.File, wait bool) error {
+	fd := int(f.Fd())
+	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	if !wait {
+		return errLocked
+	}
+	// A blocking flock cannot be called off. It waits on a copy of the
+	// descriptor, which is the same lock, and gives it back when nobody
+	// wants it any more.
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	got := make(chan error, 1)
+	go func() {
+		for {
+			err := unix.Flock(dup, unix.LOCK_EX)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if ctx.Err() != nil {
+				unix.Flock(dup, unix.LOCK_UN)
+			}
+			unix.Close(dup)
+			got <- err
+			return
+		}
+	}()
+	select {
+	case err := <-got:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// A folder is the opened folder of one sandbox. What is opened through it is
+// that sandbox's, even when another one has taken its place under the key.
+type folder struct {
+	path string
+	dir  *os.File
+}
+
+func openFolder(path string) (*folder, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return &folder{path: path, dir: os.NewFile(uintptr(fd), path)}, nil
+}
+
+func (f *folder) fd() int { return int(f.dir.Fd()) }
+
+func (f *folder) Close() error { return f.dir.Close() }
+
+// open opens a file of the folder. There are no links in what is ours.
+func (f *folder) open(name string, flags int, mode uint32) (*os.File, error) {
+	fd, err := unix.Openat(f.fd(), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(f.path, name), Err: err}
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(f.path, name)), nil
+}
+
+func (f *folder) readJSON(name string, v any) error {
+	file, err := f.open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	b, err := readSmall(file, maxRequest)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", file.Name(), err)
+	}
+	return nil
+}
+
+// writeJSON puts the file there whole or not at all.
+func (f *folder) writeJSON(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	temp := name + ".tmp"
+	file, err := f.open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(b)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	if err := unix.Renameat(f.fd(), temp, f.fd(), name); err != nil {
+		return &os.LinkError{Op: "rename", Old: temp, New: filepath.Join(f.path, name), Err: err}
+	}
+	return nil
+}
+
+// life opens the file whose lock says that the supervisor lives. The caller
+// closes it, and holds the lock until then when it was granted.
+func (f *folder) life(ctx context.Context, wait bool) (*os.File, error) {
+	file, err := f.open(lifeFile, unix.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := lock(ctx, file, wait); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// bury frees everything of a sandbox whose supervisor is dead, and whose key
+// the caller has locked or whose folder lies in the trash already.
+func (f *folder) bury(ctx context.Context, dir string) error {
+	var left remains
+	if err := f.readJSON(runFile, &left); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	if left.Init.Boot == boot {
+		if err := killProcess(ctx, left.Init); err != nil {
+			return err
+		}
+	}
+	if err := removeCgroup(ctx, left.Cgroup); err != nil {
+		return err
+	}
+	return f.remove(dir)
+}
+
+// remove takes the folder out of the way at once, under a name that no other
+// sandbox ever has, and then deletes it. The life file goes last: who finds
+// the folder in the trash can wait for whoever is deleting it.
+func (f *folder) remove(dir string) error {
+	var r record
+	trash := filepath.Join(dir, trashDir)
+	at := f.path
+	if filepath.Dir(f.path) != trash {
+		name := newInstance()
+		if err := f.readJSON(specFile, &r); err == nil && validInstance(r.Instance) {
+			name = r.Instance
+		}
+		at = filepath.Join(trash, name)
+		if err := os.Rename(f.path, at); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return removeTree(at, lifeFile)
+}
+
+// sweep deletes what workers and supervisors that were killed left half done.
+func (p *Provider) sweep(ctx context.Context) error {
+	var errs []error
+	for _, sub := range []string{trashDir, sandboxesDir} {
+		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if sub == sandboxesDir && !strings.HasPrefix(e.Name(), newPrefix) {
+				continue
+			}
+			errs = append(errs, p.sweepOne(ctx, filepath.Join(p.dir, sub, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Provider) sweepOne(ctx context.Context, path string) error {
+	f, err := openFolder(path)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer f.Close()
+	life, err := f.life(ctx, false)
+	switch {
+	case errors.Is(err, errLocked):
+		return nil // somebody is at work on it
+	case errors.Is(err, os.ErrNotExist):
+		// Just being made, or just being deleted, unless it stays so.
+		var st unix.Stat_t
+		if unix.Fstat(f.fd(), &st) != nil || time.Since(time.Unix(st.Mtim.Unix())) < time.Minute {
+			return nil
+		}
+	case err != nil:
+		return err
+	default:
+		defer life.Close()
+	}
+	return f.bury(ctx, p.dir)
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

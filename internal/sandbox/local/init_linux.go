@@ -1,0 +1,280 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// initSocket is the descriptor that init finds its supervisor at.
+const initSocket = 3
+
+// initMain is PID 1 of a sandbox. It carries out the supervisor's orders one
+// after the other, on one thread that is the agent to the file system, and
+// reaps what dies. When the supervisor is gone it ends, and with it
+// everything in its pid namespace.
+func initMain() int {
+	// Capabilities, the ids of the file system and the death signal belong
+	// to threads. What matters happens on this one.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "init: death signal:", err)
+		return 1
+	}
+	if err := closeOnExec(initSocket); err != nil {
+		fmt.Fprintln(os.Stderr, "init: descriptors:", err)
+		return 1
+	}
+	unix.Umask(0o022)
+	conn, err := fileConn(os.NewFile(initSocket, "supervisor"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "init: socket:", err)
+		return 1
+	}
+	in := &initProcess{link: newLink(conn, maxRequest, maxFiles), writes: map[uint64]*write{}}
+	var o order
+	files, err := in.link.receive(&o)
+	if err != nil || o.Op != opSetup || o.Setup == nil {
+		fmt.Fprintln(os.Stderr, "init: no setup:", err)
+		return 1
+	}
+	listener, err := in.setup(o.Setup, files)
+	closeAll(files)
+	if err != nil {
+		in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
+		return 1
+	}
+	if listener != nil {
+		err = in.answer(answer{Seq: o.Seq}, int(listener.Fd()))
+		listener.Close()
+	} else {
+		err = in.answer(answer{Seq: o.Seq})
+	}
+	if err != nil {
+		return 1
+	}
+	// Handled, not ignored: a process that is started would inherit an
+	// ignored signal. PID 1 is not killed by what it handles.
+	signal.Notify(make(chan os.Signal, 1))
+	in.programs.run(in)
+	for {
+		var o order
+		files, err := in.link.receive(&o)
+		if err != nil {
+			return 0 // the supervisor is gone
+		}
+		err = in.obey(o, files)
+		closeAll(files)
+		if err != nil {
+			return 0
+		}
+	}
+}
+
+type initProcess struct {
+	link *link
+	id   identity
+
+	sending  sync.Mutex // answers come from the orders and from the reaper
+	programs programs
+	writes   map[uint64]*write
+}
+
+func (in *initProcess) answer(a answer, fds ...int) error {
+	in.sending.Lock()
+	defer in.sending.Unlock()
+	return in.link.send(a, fds...)
+}
+
+// obey carries out one order. An error means that there is nobody to answer.
+func (in *initProcess) obey(o order, files []*os.File) error {
+	a := answer{Seq: o.Seq}
+	var err error
+	switch o.Op {
+	case opPing:
+	case opStart:
+		a.Exit, a.Note, err = in.start(o, files)
+	case opSignal:
+		in.programs.signal(o.ID, unix.Signal(o.Signal))
+	case opRead, opWrite:
+		var f *os.File
+		if o.Op == opRead {
+			f, err = openRegular(string(o.Path))
+		} else {
+			f, err = in.beginWrite(o.Seq, string(o.Path))
+		}
+		if err == nil {
+			defer f.Close()
+			return in.answer(a, int(f.Fd()))
+		}
+	case opCommit, opAbort:
+		err = in.endWrite(o.Token, o.Op == opCommit)
+	default:
+		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
+	}
+	a.Fault = toWire(err)
+	return in.answer(a)
+}
+
+// setup turns this process, which has every capability in its namespaces, into
+// one that has next to none in the sandbox. It returns the listener for the
+// gateway, when one is asked for.
+func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
+	in.id = s.Record.Identity
+	mounts := s.Mounts
+	if mounts == nil {
+		var err error
+		if mounts, err = s.openMounts(); err != nil {
+			return nil, err
+		}
+		defer closeMounts(mounts)
+	} else {
+		if len(files) != len(mounts) {
+			return nil, fmt.Errorf("%d mounts and %d descriptors", len(mounts), len(files))
+		}
+		for i := range mounts {
+			mounts[i].fd = int(files[i].Fd())
+		}
+	}
+	if err := unix.Sethostname([]byte("sandbox")); err != nil {
+		return nil, refusal("set host name", err)
+	}
+	if err := buildRoot(mounts, s.HostLinks); err != nil {
+		return nil, refusal("build root", err)
+	}
+	if err := loopbackUp(); err != nil {
+		return nil, refusal("loopback", err)
+	}
+	var listener *os.File
+	if s.Record.Gateway != "" {
+		var err error
+		if listener, err = listenGateway(); err != nil {
+			return nil, err
+		}
+	}
+	if err := in.confine(); err != nil {
+		if listener != nil {
+			listener.Close()
+		}
+		return nil, refusal("confine", err)
+	}
+	return listener, nil
+}
+
+// openMounts opens the mounts in this process's own namespace: first that one
+// must be set apart, since what is open in the host's cannot be cloned here.
+func (s *setup) openMounts() ([]mount, error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, refusal("make mounts private", err)
+	}
+	mounts, err := openMounts(s.Record, s.Box)
+	if err != nil {
+		closeMounts(mounts)
+		return nil, refusal("open mounts", err)
+	}
+	return mounts, nil
+}
+
+func closeMounts(mounts []mount) {
+	for _, m := range mounts {
+		unix.Close(m.fd)
+	}
+}
+
+// confine gives up what setup needed.
+func (in *initProcess) confine() error {
+	var keep []uint
+	if in.id.Root {
+		keep = kept
+	}
+	// A keyring of its own, so that the agent does not possess the one that
+	// the worker's session was given.
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+		return os.NewSyscallError("keyctl", err)
+	}
+	// Neither memory nor descriptors nor the program file of init can be
+	// reached through /proc by processes of the same id.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return os.NewSyscallError("not dumpable", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return os.NewSyscallError("setrlimit", err)
+	}
+	if err := dropCapabilities(keep); err != nil {
+		return err
+	}
+	if in.id.Root {
+		// From here on this thread is the agent wherever a path is opened.
+		if err := setFileIDs(agentID); err != nil {
+			return err
+		}
+	}
+	return confine()
+}
+
+func setFileIDs(id int) error {
+	// These calls return the id that was, also when they fail; a second one
+	// tells.
+	if err := unix.Setfsgid(id); err != nil {
+		return os.NewSyscallError("setfsgid", err)
+	}
+	if err := unix.Setfsuid(id); err != nil {
+		return os.NewSyscallError("setfsuid", err)
+	}
+	if now, _ := unix.SetfsuidRetUid(-1); now != id {
+		return fmt.Errorf("setfsuid: still %d", now)
+	}
+	return nil
+}
+
+// refusal gives what the kernel refused to a namespace its kind and hint. It
+// keeps a kind that was given before.
+func refusal(what string, err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fault.New(what, fault.Unsupported, "%w", err).Hinted("%s", namespaceHint())
+	}
+	return fault.Wrap(what, err)
+}
+
+// loopbackUp is all the network there is.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return os.NewSyscallError("ioctl", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr))
+}
+
+// listenGateway listens in the sandbox's network. The listener goes to the
+// supervisor, who accepts from it on the host.
+func listenGateway() (*os.File, error) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: sandbox.GatewayPort})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return l.File()
+}
+
+// closeOnExec keeps every descriptor from first on to this process: its own,
+// and those that a careless ancestor let through.
+func closeOnExec(first uint) error {
+	err := unix.CloseRange(first, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC)
+	return os.NewSyscallError("close_range", err)
+}

@@ -1,0 +1,120 @@
+// Package local runs sandboxes on the worker's own Linux host: namespaces,
+// overlayfs and one small supervisor process for each sandbox.
+//
+// # Who does what
+//
+//	worker ──socket──► supervisor ──socketpair──► init ──► the agent's processes
+//	(comes and goes)   (host, detached)           (PID 1 of the sandbox)
+//
+// The worker writes what it wants into a folder of the state folder and starts
+// a supervisor there, in a session of its own. From then on the supervisor
+// owns the sandbox: its namespaces, its processes and their output, its
+// deadline, its way to the gateway. It needs no worker to live, and any later
+// worker of the same user finds it again through the folder. When a supervisor
+// dies, for whatever reason, the kernel kills everything in its sandbox.
+//
+// Init builds the root file system, drops what it may do, and starts the
+// agent's processes. It shares nothing with them but the kernel, and it is
+// the only one of ours that a file path of the agent is ever resolved by: a
+// link that the agent made can lead nowhere but into its own sandbox.
+//
+// # Who the agent is
+//
+// Inside, the agent is uid 1000 in every sandbox, so that the stat data of a
+// git index stays true from the base that was prepared to the forks that
+// start from it. Outside, it is an id that owns nothing when the worker is
+// root, and the worker's own id, in a user namespace of that single id, when
+// the worker is an ordinary user. Where neither can be had, Create fails: a
+// sandbox is never less than that.
+//
+// # Files
+//
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
+//	                         fs/{workspace,home,tmp}  proc/p-<id>/{stdout,stderr,exit.json}
+//	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
+//	<Dir>/trash/<instance>/  what is being removed
+//	<Dir>/locks/             one of 64 locks is held while a key is changed
+//
+// A base holds the workspace, the home and /tmp of the sandbox it was frozen
+// from. A sandbox that starts from a base sees it as the lower layer of an
+// overlay. A base frozen from such a sandbox holds what was changed and
+// names the bases below it: nothing is copied, and inode numbers and times,
+// which a git index remembers, stay.
+//
+// Output goes straight from the agent's process into a file that is opened
+// for appending. Of [sandbox.Limits] nothing is enforced by this version; a
+// Create that asks for some says so in the log.
+package local
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// ProviderName is the word users write after --provider.
+const ProviderName = "local"
+
+// Options says where sandboxes live and how their supervisors are started.
+type Options struct {
+	// Dir is the state folder, made when it is not there. It must stand on a
+	// file system that an overlay can be written to (ext4, xfs, btrfs,
+	// tmpfs), and every worker of a host that shall see the same sandboxes
+	// needs the same one. Required.
+	Dir string
+
+	// Supervisor is the command line that runs [Supervise] with the
+	// arguments that are added to it: the sandbox-supervisor program, or
+	// another one that has Supervise behind a command. Required.
+	Supervisor []string
+
+	// Logger hears what no caller can be told. Nil: nobody does.
+	Logger *slog.Logger
+}
+
+// A Provider makes sandboxes on this host. Its zero value is of no use; see
+// [New].
+type Provider struct {
+	dir        string
+	supervisor []string
+	log        *slog.Logger
+}
+
+var (
+	_ sandbox.Provider    = (*Provider)(nil)
+	_ sandbox.HostBound   = (*Provider)(nil)
+	_ sandbox.Snapshotter = (*Provider)(nil)
+)
+
+// New returns a provider. It touches nothing on the host before the first
+// Create or Freeze, and holds nothing that must be closed.
+func New(o Options) *Provider {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Provider{dir: o.Dir, supervisor: o.Supervisor, log: o.Logger}
+}
+
+// Name returns [ProviderName].
+func (p *Provider) Name() string { return ProviderName }
+
+// HostBound marks the sandboxes as reachable on this host only.
+func (p *Provider) HostBound() {}
+
+// A Finding is one thing that [Check] looked at.
+type Finding struct {
+	Name string // what was looked at, as "user namespaces"
+	OK   bool
+	Text string // what was found, one line
+	Hint string // what the user can do about it; empty when OK
+}
+
+// String returns the finding in one line, without its hint.
+func (f Finding) String() string {
+	word := "no"
+	if f.OK {
+		word = "ok"
+	}
+	return fmt.Sprintf("%s: %s: %s", f.Name, word, f.Text)
+}

@@ -1,0 +1,114 @@
+package local
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+// An order is what the supervisor tells init; every order has one answer with
+// the same Seq. Strings that people outside chose are bytes: arguments and
+// file names need not be text.
+type order struct {
+	Seq    uint64   `json:"seq"`
+	Op     string   `json:"op"`
+	Setup  *setup   `json:"setup,omitempty"`  // opSetup
+	ID     string   `json:"id,omitempty"`     // opStart, opSignal
+	Cmd    *command `json:"cmd,omitempty"`    // opStart; stdout and stderr travel along
+	Signal int      `json:"signal,omitempty"` // opSignal
+	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
+	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
+}
+
+const (
+	opSetup  = "setup"
+	opPing   = "ping"
+	opStart  = "start"
+	opSignal = "signal"
+	opRead   = "read"
+	opWrite  = "write"
+	opCommit = "commit"
+	opAbort  = "abort"
+)
+
+// A setup is the first order.
+type setup struct {
+	Record    record            `json:"record"`
+	Box       string            `json:"box"`    // the sandbox's folder, of use to an ordinary user only
+	Mounts    []mount           `json:"mounts"` // their descriptors travel along; absent: init opens them
+	HostLinks map[string]string `json:"host_links"`
+}
+
+// A command is a sandbox.Cmd on its way.
+type command struct {
+	Args  [][]byte `json:"args"`
+	Env   [][]byte `json:"env"`
+	Dir   []byte   `json:"dir,omitempty"`
+	Stdin []byte   `json:"stdin,omitempty"`
+}
+
+// An answer is what init says: to an order, or, with Seq 0, that a process
+// has ended.
+type answer struct {
+	Seq   uint64       `json:"seq,omitempty"`
+	Fault *wireFault   `json:"fault,omitempty"`
+	Ended *ended       `json:"ended,omitempty"`
+	Exit  sandbox.Exit `json:"exit"`           // of an opStart whose program could not run: Note says why
+	Note  string       `json:"note,omitempty"` // for the process's stderr
+}
+
+type ended struct {
+	ID   string       `json:"id"`
+	Exit sandbox.Exit `json:"exit"`
+}
+
+// A wireFault is a fault.Error on its way. Its texts are cut: they can hold
+// names that a stranger chose.
+type wireFault struct {
+	Kind fault.Kind `json:"kind"`
+	Text string     `json:"text"`
+	Hint string     `json:"hint,omitempty"`
+}
+
+const maxText = 4096
+
+func toWire(err error) *wireFault {
+	if err == nil {
+		return nil
+	}
+	return &wireFault{Kind: fault.KindOf(err), Text: cut(err.Error()), Hint: cut(fault.HintOf(err))}
+}
+
+// err returns the fault as an error of op, or nil.
+func (w *wireFault) err(op string) error {
+	if w == nil {
+		return nil
+	}
+	return &fault.Error{Op: op, Kind: w.Kind, Err: errors.New(cut(w.Text)), Hint: cut(w.Hint)}
+}
+
+func cut(s string) string {
+	if len(s) > maxText {
+		return s[:maxText] + "…"
+	}
+	return s
+}
+
+// pathFault gives an error about a path inside the sandbox its kind: a path
+// is the caller's choice.
+func pathFault(op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return fault.New(op, fault.NotFound, "%w", err)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fileFault(op, err)
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return fault.New(op, fault.Unavailable, "%w", err)
+	}
+	return fault.New(op, fault.Invalid, "%w", err)
+}

@@ -1,0 +1,409 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+// Supervise is the body of the sandbox-supervisor program and of any command
+// that stands in for it (see Options.Supervisor). It runs the supervisor of
+// one sandbox until the sandbox is gone, or, started again by the supervisor
+// inside the new namespaces, the sandbox's first process. It returns the exit
+// code of the program. Only a [Provider] calls the program, with arguments of
+// its own.
+func Supervise(args []string) int {
+	switch {
+	case len(args) == 2 && args[0] == "run":
+		return supervisorMain(args[1])
+	case len(args) == 1 && args[0] == "init":
+		return initMain()
+	}
+	fmt.Fprintln(os.Stderr, "This program owns one local sandbox. The worker starts it; there is nothing to do with it by hand.")
+	return 2
+}
+
+// patience bounds what a supervisor waits for the kernel while it tidies up.
+const patience = 30 * time.Second
+
+// A supervisor owns one sandbox.
+type supervisor struct {
+	record record
+	box    *folder
+	log    *slog.Logger
+
+	init     *exec.Cmd
+	initDone chan struct{} // closed when everything in the sandbox is dead
+	orders   orders
+	left     remains
+	gateway  *forwarder
+	alarm    *alarm
+
+	ending sync.Mutex    // held while the sandbox is frozen or destroyed
+	over   chan struct{} // closed when the sandbox is gone
+	overBy error         // what went wrong at that; read after over
+
+	mu        sync.Mutex
+	state     state
+	processes map[string]*process
+	serving   sync.WaitGroup
+}
+
+func supervisorMain(path string) int {
+	// Init dies with the thread that started it. This one lives as long as
+	// the program.
+	runtime.LockOSThread()
+	life := os.NewFile(lifeFD, "life")
+	defer life.Close()
+	unix.CloseOnExec(lifeFD)
+	unix.CloseOnExec(greetingFD)
+	hello := os.NewFile(greetingFD, "greeting")
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	closeStray(greetingFD + 1)
+	unix.Umask(0o077)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, unix.SIGHUP) // and nothing more: workers come and go
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+
+	s, err := newSupervisor(path, log)
+	if err == nil {
+		err = s.open()
+	}
+	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err)})
+	if encodeErr == nil {
+		_, encodeErr = hello.Write(frame)
+	}
+	hello.Close()
+	if err != nil {
+		log.Error("sandbox not made", "err", err)
+		if s != nil {
+			s.abandon()
+		}
+		return 1
+	}
+	if encodeErr != nil {
+		// The worker died meanwhile. The sandbox is whole, and the next
+		// worker that asks for the key gets it.
+		log.Info("nobody waits for this sandbox", "err", encodeErr)
+	}
+	select {
+	case <-stop:
+		s.end("signal")
+	case <-s.over:
+	}
+	s.farewell()
+	return 0
+}
+
+// farewell lets the last answers out, but waits for nobody who hangs on.
+func (s *supervisor) farewell() {
+	done := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+}
+
+// closeStray closes what an ancestor of the worker forgot to: a supervisor
+// lives long and would hold on to it.
+func closeStray(first int) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		var fd int
+		if _, err := fmt.Sscan(e.Name(), &fd); err != nil || fd < first {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd) // all that this program opened itself has the flag
+		}
+	}
+}
+
+func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
+	box, err := openFolder(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &supervisor{
+		box: box, log: log, state: starting, processes: map[string]*process{},
+		initDone: make(chan struct{}), over: make(chan struct{}),
+	}
+	if err := box.readJSON(specFile, &s.record); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// open makes the sandbox and returns when it can be used.
+func (s *supervisor) open() error {
+	if err := makeLayers(s.record, s.box.path); err != nil {
+		return fileFault("make folders", err)
+	}
+	group := s.openCgroup()
+	if group != nil {
+		defer group.Close()
+	}
+	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
+	var fds []int
+	if s.record.Identity.Root {
+		mounts, err := openMounts(s.record, s.box.path)
+		defer closeMounts(mounts)
+		if err != nil {
+			return refusal("open mounts", err)
+		}
+		set.Mounts = mounts
+		for _, m := range mounts {
+			fds = append(fds, m.fd)
+		}
+	}
+	if err := s.startInit(group); err != nil {
+		return err
+	}
+	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
+	if err == nil {
+		err = a.Fault.err("start sandbox")
+	}
+	if err != nil {
+		closeAll(files)
+		return err
+	}
+	if s.record.Gateway != "" {
+		if len(files) != 1 {
+			closeAll(files)
+			return errors.New("init sent no listener")
+		}
+		if s.gateway, err = forward(files[0], s.record.Gateway, s.log); err != nil {
+			return err
+		}
+	}
+	return s.listen()
+}
+
+// openCgroup returns the sandbox's cgroup, or nil where there can be none.
+func (s *supervisor) openCgroup() *os.File {
+	parent := cgroupParent()
+	if parent == "" {
+		return nil
+	}
+	// The name is written down before the folder is made: whoever tidies up
+	// after a crash finds it, and it is never anybody else's.
+	s.left.Cgroup = filepath.Join(parent, cgroupPrefix+s.record.Instance)
+	err := s.box.writeJSON(runFile, s.left)
+	if err == nil {
+		var group *os.File
+		if group, err = makeCgroup(s.left.Cgroup); err == nil {
+			return group
+		}
+	}
+	s.log.Info("no cgroup", "err", err)
+	return nil
+}
+
+// namespaces are what separates a sandbox from the host.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
+// startInit starts this program again as PID 1 of new namespaces.
+func (s *supervisor) startInit(group *os.File) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	s.orders.open(ours, s.initDone)
+	start := func() error {
+		argv := append([]string{filepath.Base(s.record.Argv[0])}, s.record.Argv[1:]...)
+		s.init = &exec.Cmd{
+			Path: "/proc/self/exe", Args: append(argv, "init"), Env: []string{}, Dir: "/",
+			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
+			SysProcAttr: initAttr(s.record.Identity),
+		}
+		if group != nil {
+			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(group.Fd())
+		}
+		return s.init.Start()
+	}
+	err = start()
+	if err != nil && group != nil {
+		// Where a process cannot be put into the cgroup, the sandbox does
+		// without; what else is wrong shows again.
+		s.log.Info("no cgroup", "err", err)
+		group = nil
+		err = start()
+	}
+	if err != nil {
+		ours.Close()
+		close(s.initDone)
+		s.init = nil
+		return cloneFault(err)
+	}
+	go func() {
+		// The first process of a pid namespace is reaped after all others.
+		err := s.init.Wait()
+		s.log.Info("init ended", "how", fmt.Sprint(err))
+		close(s.initDone)
+		s.initGone()
+	}()
+	go s.orders.hear(s)
+	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
+		return err
+	}
+	return s.box.writeJSON(runFile, s.left)
+}
+
+func initAttr(id identity) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL, Cloneflags: namespaces}
+	if id.Root {
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: id.First, Size: id.Count}}
+		attr.GidMappings = attr.UidMappings
+		attr.GidMappingsEnableSetgroups = true
+		attr.Credential = &syscall.Credential{Uid: 0, Gid: 0}
+		return attr
+	}
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: agentID, HostID: id.First, Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: agentID, HostID: id.Group, Size: 1}}
+	// Who is not root inside keeps no capability over exec unless it is
+	// ambient. The first four are what setup needs; the others are those
+	// that an overlay works with, which keeps the credentials of whoever
+	// mounted it and has folders that not even their owner may enter.
+	attr.AmbientCaps = []uintptr{
+		unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SETPCAP, unix.CAP_SYS_RESOURCE,
+		unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID,
+	}
+	return attr
+}
+
+// cloneFault says why namespaces cannot be had.
+func cloneFault(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EUSERS), errors.Is(err, unix.ENOSYS):
+		return fault.New("make namespaces", fault.Unsupported, "the kernel refuses: %w", err).Hinted("%s", namespaceHint())
+	case errors.Is(err, unix.EACCES):
+		return fault.New("start init", fault.Unsupported, "%w", err).
+			Hinted("The supervisor program must be executable by everybody (mode 0755): inside a sandbox it runs as nobody.")
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
+		return fault.New("make namespaces", fault.Unavailable, "%w", err)
+	}
+	return fault.Wrap("make namespaces", err)
+}
+
+// listen opens the way in for workers and says so.
+func (s *supervisor) listen() error {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fdPath(s.box.fd(), socketFile)})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false) // it goes with the folder
+	if s.alarm, err = newAlarm(); err != nil {
+		l.Close()
+		return err
+	}
+	if err := s.alarm.set(s.record.Deadline); err != nil {
+		l.Close()
+		return err
+	}
+	go func() {
+		if s.alarm.wait() {
+			s.end("deadline")
+		}
+	}()
+	self, err := identify(os.Getpid())
+	if err != nil {
+		l.Close()
+		return err
+	}
+	s.setState(ready)
+	select {
+	case <-s.initDone:
+		l.Close()
+		return errors.New("init died")
+	default:
+	}
+	go s.serve(l)
+	return s.box.writeJSON(refFile, handle{Key: s.record.Key, Instance: s.record.Instance, Supervisor: self})
+}
+
+// initGone ends a sandbox whose init died without having been told to.
+func (s *supervisor) initGone() {
+	s.mu.Lock()
+	expected := s.state != ready
+	s.mu.Unlock()
+	if !expected {
+		s.end("init is dead")
+	}
+}
+
+func (s *supervisor) setState(to state) {
+	s.mu.Lock()
+	s.state = to
+	s.mu.Unlock()
+}
+
+// kill returns when everything in the sandbox is dead.
+func (s *supervisor) kill() {
+	if s.init != nil {
+		_ = s.init.Process.Kill() // an error: it is dead already
+	}
+	<-s.initDone
+}
+
+// end destroys the sandbox, once. A second call waits for the first.
+func (s *supervisor) end(why string) error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	select {
+	case <-s.over:
+		return s.overBy
+	default:
+	}
+	s.log.Info("destroying", "why", why)
+	s.setState(dying)
+	s.kill()
+	s.gateway.close()
+	s.alarm.close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s.overBy = errors.Join(removeCgroup(ctx, s.left.Cgroup), s.box.remove(s.record.Dir))
+	if s.overBy != nil {
+		s.log.Error("not everything could be removed", "err", s.overBy)
+	}
+	close(s.over)
+	return s.overBy
+}
+
+// abandon undoes what open began. The folder is the worker's to remove, who
+// is alive and waiting; if not, the next one's who comes across it.
+func (s *supervisor) abandon() {
+	if s.init != nil {
+		s.setState(dying)
+		s.kill()
+	}
+	s.gateway.close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := removeCgroup(ctx, s.left.Cgroup); err != nil {
+		s.log.Error("cgroup not removed", "err", err)
+	}
+}

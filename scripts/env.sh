@@ -1,0 +1,19 @@
+# shellcheck shell=bash
+# env.sh is sourced, at the root: what the tests are told of the things that
+# make has built and installed for them.
+
+# The program that the sessions of cmd/sandbox-temporal run.
+export SANDBOX_TEMPORAL_BIN=$PWD/bin/sandbox-temporal
+if [[ ! -x $SANDBOX_TEMPORAL_BIN ]]; then
+  echo "There is no $SANDBOX_TEMPORAL_BIN: run this through make, which builds it first." >&2
+  exit 1
+fi
+
+# The real Claude Code: the native program, as the one that npm links to wants
+# an install script. Where there is none for this kind of machine, the tests
+# that need it skip and say so.
+agent=$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')
+agent=$PWD/tests/node_modules/@anthropic-ai/claude-code-linux-$agent/claude
+if [[ -x $agent ]]; then
+  export SANDBOX_TEMPORAL_CLAUDE=$agent
+fi

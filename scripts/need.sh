@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# need.sh COMMAND... makes sure that each COMMAND is there. What is missing is
+# installed on a Debian machine when we are root; anyone else is told what to
+# install. Go itself is never installed: only its version is looked at.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# packages says which Debian packages bring a command.
+packages() {
+  case $1 in
+    cc) echo gcc libc6-dev ;; # the race detector links with cgo
+    npm) echo npm nodejs ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# have says whether a command is there and works.
+have() {
+  command -v "$1" >/dev/null || return 1
+  # A compiler without the C library's headers is of no use.
+  [[ $1 != cc ]] || echo '#include <stdlib.h>' | cc -E -x c - >/dev/null 2>&1
+}
+
+missing=()
+for want in "$@"; do
+  if [[ $want == go ]]; then
+    if ! have go; then
+      echo "need: there is no go command. Install Go $(awk '$1 == "go" {print $2}' go.mod) or newer, and have it on the PATH." >&2
+      exit 1
+    fi
+  elif ! have "$want"; then
+    # shellcheck disable=SC2207 # package names have no spaces
+    missing+=($(packages "$want"))
+  fi
+done
+((${#missing[@]})) || exit 0
+
+if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+  echo "need: this machine lacks: ${missing[*]} (names of Debian packages)." >&2
+  echo "Install them, or run this again as root on Debian or Ubuntu: apt-get install ${missing[*]}" >&2
+  exit 1
+fi
+echo "need: installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq </dev/null >&2
+apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2
