@@ -94,12 +94,11 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 	if a.hostBound(in.Spec.Provider) {
 		spec.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", sandbox.GatewayPort)
 	}
-	if in.Spec.RunBudget > 0 {
-		spent, err := a.Gateway.Usage(ctx, in.Spec.Run, 0)
-		if err != nil {
-			return nil, err
-		}
-		spec.Remaining = max(in.Spec.RunBudget-spent.Cost, 1)
+	// What is left of the budget is not said to the agent: the gateway stops
+	// it to the cent, and Claude Code would write the amount into its prompt,
+	// where it keeps the forks from sharing the prompt cache.
+	if err := ag.Check(spec); err != nil {
+		return nil, err
 	}
 	cmd := ag.Command(spec)
 	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: cmd.Env, Stdin: cmd.Stdin})

@@ -159,6 +159,21 @@ func TestSignalsAreWorthAnotherTry(t *testing.T) {
 	}
 }
 
+func TestOnlyATroubledAPIIsWorthAnotherTry(t *testing.T) {
+	for status, again := range map[int]bool{0: true, 400: false, 401: false, 403: false, 404: false, 408: true, 409: true, 413: false, 418: false, 429: true, 500: true, 502: true, 529: true} {
+		sum := Summary{End: &Account{Error: true, Reason: "api_error", APIStatus: status, Text: "no"}}
+		if out := (Claude{}).Judge(sum, "", 1); out.Status != fork.Failed || out.Again != again || out.Error != "no" {
+			t.Errorf("HTTP %d: %+v", status, out)
+		}
+	}
+	for _, reason := range []string{"max_turns", "prompt_too_long", "refusal", "", "a new one"} {
+		sum := Summary{End: &Account{Error: true, Reason: reason}}
+		if out := (Claude{}).Judge(sum, "", 1); out.Status != fork.Failed || out.Again || out.Error == "" {
+			t.Errorf("%q: %+v", reason, out)
+		}
+	}
+}
+
 // The sandbox is hostile, and its exit code comes after its word. But a word
 // that says nothing is not taken for success.
 func TestResultWithoutVerdictIsNoSuccess(t *testing.T) {

@@ -70,6 +70,9 @@ func reportRows(rep fork.Report, live map[int]fork.Live) [][]cell {
 		if l.Cost > 0 {
 			row[3].text = dollars(l.Cost)
 		}
+		if what := doing(l); what != "" && status == fork.Running {
+			row[7] = cell{"(" + fit(what, 50) + ")", dim}
+		}
 		rows = append(rows, row)
 	}
 	if pending > maxPending {
@@ -155,7 +158,7 @@ func writeFailures(b *strings.Builder, rep fork.Report) {
 			}
 			who = "forks " + strings.Join(nums, ", ") + more
 		}
-		fmt.Fprintf(b, "\n%s, %s: %s\n", who, strings.ReplaceAll(why.status, "_", " "), indent(why.text))
+		fmt.Fprintf(b, "\n%s (%s): %s\n", who, strings.ReplaceAll(why.status, "_", " "), indent(why.text))
 		if why.hint != "" {
 			fmt.Fprintf(b, "    %s\n", why.hint)
 		}

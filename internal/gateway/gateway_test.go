@@ -213,6 +213,7 @@ func TestModelThatAnsweredIsBilled(t *testing.T) {
 
 func TestStreamPassesAsItComes(t *testing.T) {
 	r := newRig(t)
+	r.limits.drain = 20 * time.Millisecond
 	token := r.grant(Account{Run: "r", Fork: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -239,6 +240,48 @@ func TestStreamPassesAsItComes(t *testing.T) {
 	s := r.usage("r", 1)
 	if s.Calls != 1 || s.Cost < r.up.billed() || s.Cost > 2*r.up.billed() {
 		t.Errorf("%+v, billed %s", s, r.up.billed())
+	}
+}
+
+// An agent that leaves its calls must not get them cheaper: what the model says
+// after the agent has left is billed too.
+func TestCallThatItsAgentLeftIsBilledToItsEnd(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	for n, stream := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan answer)
+		go func() {
+			left <- r.do(ctx, "POST", "/v1/messages", token, message{max: 5000, stream: stream, script: script{Out: 4000, Fault: "gate"}}.body())
+		}()
+		until(t, "the call is upstream", func() bool { return r.up.count() == n+1 })
+		cancel()
+		if a := <-left; a.err == nil {
+			t.Fatalf("%+v", a)
+		}
+		r.up.gate <- struct{}{}
+		r.idle("r")
+	}
+	if got := r.usage("r", 1); got.Cost != r.up.billed() || got.OutputTokens != 8000 {
+		t.Errorf("%+v, billed %s", got, r.up.billed())
+	}
+}
+
+func TestCallThatItsAgentLeftDoesNotGoOnForEver(t *testing.T) {
+	r := newRig(t)
+	r.limits.drain = 20 * time.Millisecond
+	token := r.grant(Account{Run: "r", Fork: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan answer)
+	m := message{max: 5000, script: script{Fault: "hang"}}
+	go func() { left <- r.do(ctx, "POST", "/v1/messages", token, m.body()) }()
+	until(t, "the call is upstream", func() bool { return r.up.count() == 1 })
+	cancel()
+	<-left
+	r.idle("r")
+	q, _ := readRequest([]byte(m.body()))
+	if got, want := r.usage("r", 1).Cost, testPrices.estimate(q, 32000, false).cost(5000); got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 

@@ -168,7 +168,7 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 	// commits that the base does not have, and fails when one is missing.
 	var ask bytes.Buffer
 	for _, id := range head.requires {
-		ask.WriteString(id + "\n")
+		ask.WriteString(id + "^{commit}\n")
 	}
 	ask.WriteString("^" + base + "\n")
 	stdin, err := s.spool(filepath.Dir(dir), ask.Bytes())
@@ -190,9 +190,11 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 	if _, err := file.Seek(head.size, io.SeekStart); err != nil {
 		return diskFault(err)
 	}
-	strict := "--strict"
-	for i, id := range tolerated() {
-		strict += map[bool]string{true: "=", false: ","}[i == 0] + strings.ToLower(id) + "=ignore"
+	// An unknown file mode is only noted by default; git would take it for a
+	// submodule.
+	strict := "--strict=badfilemode=error"
+	for _, id := range tolerated() {
+		strict += "," + strings.ToLower(id) + "=ignore"
 	}
 	if _, err := git(file, "index-pack", "--stdin", "--fix-thin", strict, "--threads=1",
 		"--max-input-size="+strconv.FormatInt(size, 10)); err != nil {

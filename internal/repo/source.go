@@ -171,7 +171,7 @@ func (s *Store) localFolder(ctx context.Context, path string) (location, error) 
 		return location{}, fault.New("", fault.Unsupported, "the history of %s is cut short", path).
 			Hinted("Fetch all of it first: git -C %s fetch --unshallow", path)
 	}
-	out, err = s.run(ctx, call{user: true, dir: real, args: []string{"config", "--get", "extensions.partialClone"}})
+	out, err = s.run(ctx, call{user: true, dir: real, args: []string{"config", "--get-regexp", `^(extensions\.partialclone|remote\..*\.promisor)$`}})
 	if err == nil && len(out) > 0 {
 		return location{}, fault.New("", fault.Unsupported, "%s is a partial clone", path).
 			Hinted("Use a full clone of %s, or the address it was cloned from.", path)
