@@ -40,7 +40,7 @@ func TestPauseResumeAndCancelAnswerWhenDone(t *testing.T) {
 	if !strings.Contains(s.errors.String(), "fork 1 has ended already: success") || len(m.done) != len(want) {
 		t.Errorf("stderr %q, done %q", &s.errors, m.done)
 	}
-	if m.closed != 7 {
+	if m.closed != 8 {
 		t.Errorf("%d connections were closed", m.closed)
 	}
 }

@@ -75,7 +75,7 @@ func (c *Client) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ended("engine: wait until it is ready", ctx, "nothing answers in "+c.dir)
+			return ended(ctx, "engine: wait until it is ready", "nothing answers in "+c.dir)
 		case <-tick.C:
 		}
 	}
@@ -94,7 +94,7 @@ func (c *Client) Stop(ctx context.Context) error {
 	for alive(a.PID, a.StartTime) {
 		select {
 		case <-ctx.Done():
-			return ended(op, ctx, fmt.Sprintf("process %d still runs", a.PID))
+			return ended(ctx, op, fmt.Sprintf("process %d still runs", a.PID))
 		case <-tick.C:
 		}
 	}
@@ -144,7 +144,7 @@ func (c *Client) callFault(ctx context.Context, op string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fault.New(op, fault.Denied, "%w", err).Hinted("The engine belongs to another user.")
 	case ctx.Err() != nil:
-		return ended(op, ctx, "the engine has not answered")
+		return ended(ctx, op, "the engine has not answered")
 	}
 	return fault.New(op, fault.Unreachable, "%w", err)
 }

@@ -50,7 +50,7 @@ func beEngine(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer l.Release()
+	defer func() { _ = l.Release() }()
 	ln, err := l.Listen()
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func beStarter(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer l.Release()
+	defer func() { _ = l.Release() }()
 	if e, err := Read(dir); err == nil && e.Alive() {
 		fmt.Println("found", e.PID)
 		return nil

@@ -79,14 +79,14 @@ func AcquireStart(ctx context.Context, dir string) (*Lock, error) {
 		select {
 		case <-ctx.Done():
 			_ = l.Release()
-			return nil, ended(op, ctx, "another command is starting the engine in "+dir)
+			return nil, ended(ctx, op, "another command is starting the engine in "+dir)
 		case <-tick.C:
 		}
 	}
 }
 
 // ended classes the end of ctx.
-func ended(op string, ctx context.Context, while string) error {
+func ended(ctx context.Context, op, while string) error {
 	kind := fault.Cancelled
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		kind = fault.Timeout

@@ -110,9 +110,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Retention == 0 {
 		o.Retention = DefaultRetention
 	}
-	// The server takes no less: see minRetention in its namespace handler.
-	if o.Retention < 24*time.Hour {
-		return o, fault.New(op, fault.Invalid, "a retention of %v is under a day", o.Retention)
+	// The server takes no less: see MinRetentionLocal in its common/namespace.
+	if o.Retention < time.Hour {
+		return o, fault.New(op, fault.Invalid, "a retention of %v is under an hour", o.Retention)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -261,6 +261,9 @@ func (e *Engine) Failed() <-chan error { return e.failed }
 // Stop ends the UI and the server, which takes about a second, and leaves the
 // database in one file. Workers and clients of this engine should be closed
 // before. A second call waits for the first and returns the same.
+//
+// The server's SQLite plugin never closes a file, so this process may start
+// another engine on the same Dir, but not after the file was replaced.
 func (e *Engine) Stop() error {
 	e.stop.Do(func() {
 		const op = "engine: stop"

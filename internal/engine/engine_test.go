@@ -118,10 +118,12 @@ func start(t testing.TB, o Options) *Engine {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(&testWriter{t: t}, nil))
 	}
+	begun := time.Now()
 	e, err := Start(t.Context(), o)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, fault.HintOf(err))
 	}
+	t.Logf("ready in %v", time.Since(begun))
 	t.Cleanup(func() {
 		if err := e.Stop(); err != nil {
 			t.Error(err)
@@ -305,7 +307,7 @@ func TestOptionsThatMakeNoSenseAreRefused(t *testing.T) {
 		"a name":    {Dir: dir, Host: "localhost.example"},
 		"port":      {Dir: dir, Port: 70000},
 		"ui port":   {Dir: dir, UIPort: -2},
-		"retention": {Dir: dir, Retention: time.Hour},
+		"retention": {Dir: dir, Retention: time.Minute},
 	} {
 		if _, err := Start(t.Context(), o); fault.KindOf(err) != fault.Invalid {
 			t.Errorf("%s: %v", name, err)

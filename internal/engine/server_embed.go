@@ -59,7 +59,8 @@ func (r *recorder) Exec(stmt string, args ...any) error {
 	return nil
 }
 
-// launch starts the server on a database that prepare has seen to.
+// launch starts the server on a database that prepare has seen to. When ctx
+// ends first it still waits until the server can be stopped, about a second.
 func launch(ctx context.Context, o launchOptions) (interface{ Stop() error }, error) {
 	store := sqlConfig(o.file)
 	ns, err := sqliteschema.NewNamespaceConfig(clusterName, o.Namespace, false, o.SearchAttributes)
@@ -109,12 +110,14 @@ func launch(ctx context.Context, o launchOptions) (interface{ Stop() error }, er
 	case err := <-dead:
 		return nil, fault.New("server", fault.Internal, "%w", err)
 	case <-ctx.Done():
-		// It cannot be told to stop half-way, so it is stopped when it is up.
-		go func() {
-			if r := <-started; r.err == nil {
+		// It cannot be told to stop half-way, and must not outlive the lock.
+		select {
+		case r := <-started:
+			if r.err == nil {
 				_ = r.server.Stop()
 			}
-		}()
+		case <-dead:
+		}
 		return nil, fault.New("server", fault.Timeout, "%w", ctx.Err())
 	}
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
@@ -33,6 +34,9 @@ type request struct {
 // readRequest finds everything in body that the price depends on. The error
 // says what is wrong with the body, for the agent to read.
 func readRequest(body []byte) (*request, error) {
+	if !utf8.Valid(body) {
+		return nil, errJSON
+	}
 	q := &request{body: len(body)}
 	s := scanner{b: body, out: q}
 	if err := s.document(); err != nil {

@@ -106,7 +106,7 @@ func TestBodyWithTwoReadingsIsRefused(t *testing.T) {
 		`{"max_tokens":1} x`,
 		`[{"max_tokens":1}]`,
 		`"max_tokens"`, ``, `{`, `{"a"`, `{"a":`, `{"a":1`, `{"a":1,}`, `{,}`, `{"a" 1}`, `{"a":[1,]}`, `{"a":[1 2]}`, `{"a":tru}`, `{"a":01}`, `{"a":1.}`, `{"a":-}`, `{"a":1e}`,
-		`{"a":"x}`, `{"a":"x\"}`, `{a:1}`, "\xef\xbb\xbf{}", `{"a":NaN}`, "{\x00\"a\":1}",
+		`{"a":"x}`, `{"a":"x\"}`, `{a:1}`, "\xef\xbb\xbf{}", `{"a":NaN}`, "{\x00\"a\":1}", "{\"a\":\"\xbe\"}",
 		`{"max_tokens":"100"}`, `{"max_tokens":1.5}`, `{"max_tokens":1e3}`, `{"max_tokens":-1}`, `{"max_tokens":99999999999999999999}`,
 		`{"thinking":{"budget_tokens":"9"}}`,
 		`{"a":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}`,

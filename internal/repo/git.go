@@ -36,7 +36,7 @@ type call struct {
 	// for the user's own repositories (safe.directory). Without it git sees
 	// nothing but our own settings.
 	user bool
-	// bounded limits git's memory: for work on what a fork made.
+	// bounded limits git's memory and time: for work on what a fork made.
 	bounded bool
 
 	stdin  *os.File
@@ -49,9 +49,10 @@ const (
 	maxStderr = 4 << 10  // of what a child complains that is passed on
 
 	// The memory of a child that works on what a fork made, in KiB and in
-	// bytes: a pack of a few kilobytes can ask for any amount.
+	// bytes, and its time: a pack of a few kilobytes can ask for any amount.
 	maxMemory = 4 << 20
 	maxAlloc  = 1 << 30
+	maxTime   = 15 * time.Minute
 )
 
 // settings hold for every child. Command line settings win over every file.
@@ -121,13 +122,22 @@ func (s *Store) run(ctx context.Context, c call) ([]byte, error) {
 	if !c.user {
 		argv = append(argv, "-c", "core.attributesFile=/dev/null")
 	}
+	if c.bounded {
+		argv = append(argv, "-c", "core.bigFileThreshold=16m")
+	}
 	argv = append(argv, "--literal-pathspecs", "--no-pager")
 	argv = append(argv, c.args...)
 	if c.bounded {
 		argv = append([]string{"sh", "-c", `ulimit -v ` + strconv.Itoa(maxMemory) + ` 2>/dev/null; exec "$0" "$@"`}, argv...)
 	}
 
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	within := ctx
+	if c.bounded {
+		var stop context.CancelFunc
+		within, stop = context.WithTimeout(ctx, maxTime)
+		defer stop()
+	}
+	cmd := exec.CommandContext(within, argv[0], argv[1:]...)
 	cmd.Dir = c.dir
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
@@ -161,6 +171,9 @@ func (s *Store) run(ctx context.Context, c call) ([]byte, error) {
 		return nil, fault.New("", fault.Unsupported, "git is not installed").Hinted("Install git 2.39 or newer on the worker's machine.")
 	}
 	var exit *exec.ExitError
+	if within.Err() != nil {
+		return out.Bytes(), &gitError{verb: c.args[0], code: -1, said: "it took longer than " + maxTime.String()}
+	}
 	if !errors.As(err, &exit) {
 		return nil, diskFault(err) // the child could not be started, or its output could not be passed on
 	}

@@ -194,8 +194,9 @@ func TestReceiveRefusesOddNames(t *testing.T) {
 
 // object is one entry of a pack that no git would write.
 type object struct {
-	kind int // 1 commit, 2 tree, 3 blob
-	data []byte
+	kind  int // 1 commit, 2 tree, 3 blob
+	data  []byte
+	claim int // the size that the pack says; 0: the true one
 }
 
 func (o object) id() string {
@@ -205,7 +206,7 @@ func (o object) id() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func blob(text string) object { return object{3, []byte(text)} }
+func blob(text string) object { return object{kind: 3, data: []byte(text)} }
 
 // tree takes mode, name and id in turn.
 func tree(entries ...string) object {
@@ -214,11 +215,11 @@ func tree(entries ...string) object {
 		raw, _ := hex.DecodeString(entries[i+2])
 		fmt.Fprintf(&b, "%s %s\x00%s", entries[i], entries[i+1], raw)
 	}
-	return object{2, b.Bytes()}
+	return object{kind: 2, data: b.Bytes()}
 }
 
 func commitOf(tree object, parent string) object {
-	return object{1, fmt.Appendf(nil, "tree %s\nparent %s\nauthor E <e@x> 1700000000 +0000\ncommitter E <e@x> 1700000000 +0000\n\nevil\n", tree.id(), parent)}
+	return object{kind: 1, data: fmt.Appendf(nil, "tree %s\nparent %s\nauthor E <e@x> 1700000000 +0000\ncommitter E <e@x> 1700000000 +0000\n\nevil\n", tree.id(), parent)}
 }
 
 // craft writes a bundle of these objects; the last is the commit.
@@ -230,7 +231,7 @@ func craft(t *testing.T, in ReceiveInput, objects ...object) ReceiveInput {
 	b.WriteString("PACK")
 	_ = binary.Write(&b, binary.BigEndian, []uint32{2, uint32(len(objects))})
 	for _, o := range objects {
-		size := len(o.data)
+		size := max(len(o.data), o.claim)
 		c := byte(o.kind<<4 | size&15)
 		for size >>= 4; size > 0; size >>= 7 {
 			b.WriteByte(c | 0x80)
@@ -290,10 +291,10 @@ func TestCraftedObjectsAreRefused(t *testing.T) {
 		"a zero id":               plain(tree("100644", "a", strings.Repeat("0", 40))),
 		"a blob as tree":          plain(tree("40000", "a", evil.id())),
 		"a tree as blob":          plain(tree("100644", "a", dir.id())),
-		"a torn tree":             plain(object{2, []byte("100644 a\x00short")}),
+		"a torn tree":             plain(object{kind: 2, data: []byte("100644 a\x00short")}),
 		"a missing parent":        {evil, fine, commitOf(fine, missing)},
 		"a blob as parent":        {evil, fine, commitOf(fine, evil.id())},
-		"a commit without a tree": {evil, object{1, []byte("parent " + base + "\n\nx")}},
+		"a commit without a tree": {evil, object{kind: 1, data: []byte("parent " + base + "\n\nx")}},
 		"a blob as its tree":      {evil, commitOf(evil, base)},
 		"submodule url option":    modules("[submodule \"x\"]\n\tpath = x\n\turl = --upload-pack=touch /tmp/pwned\n"),
 		"submodule path option":   modules("[submodule \"x\"]\n\tpath = -x\n\turl = https://host/x\n"),
@@ -330,6 +331,13 @@ func TestBombsAreRefusedInBoundedTime(t *testing.T) {
 	top := objects[len(objects)-1]
 	bomb := craft(t, in, append(objects, commitOf(top, in.Base.Commit))...)
 	_, err := s.Receive(ctx, bomb)
+	wantFault(t, err, fault.Invalid)
+
+	// A tree that says it has a terabyte, and one that has two gigabytes.
+	last := commitOf(leaf, in.Base.Commit)
+	_, err = s.Receive(ctx, craft(t, in, object{kind: 2, data: []byte("x"), claim: 1 << 40}, last))
+	wantFault(t, err, fault.Invalid)
+	_, err = s.Receive(ctx, craft(t, in, object{kind: 2, data: make([]byte, 2<<30)}, last))
 	wantFault(t, err, fault.Invalid)
 }
 
@@ -493,4 +501,3 @@ func FuzzNumstat(f *testing.F) {
 		}
 	})
 }
-

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -207,8 +208,33 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 	if kind != "commit" {
 		return refused(errors.New("the ref of the bundle names a " + kind))
 	}
-	_, err = git(nil, "rev-list", "--objects", "--quiet", tip, "--not", base)
+	if _, err = git(nil, "rev-list", "--objects", "--quiet", tip, "--not", base); err != nil {
+		return err
+	}
+	// A tree can hold itself many times over, level by level. Git lists it
+	// without holding it in memory, but compares two only with both in it.
+	files := &counter{left: maxTree}
+	_, err = s.run(ctx, call{gitDir: dir, bounded: true, stdout: files, args: []string{"ls-tree", "-r", "-z", "--name-only", tip}})
+	if files.left < 0 {
+		return refused(fmt.Errorf("its tree has more than %d files", maxTree))
+	}
+	if gitFailed(err) {
+		return refused(err)
+	}
 	return err
+}
+
+// maxTree bounds the files in a fork's tree.
+const maxTree = 2_000_000
+
+// counter counts names that end with NUL, and fails when there are too many.
+type counter struct{ left int }
+
+func (c *counter) Write(p []byte) (int, error) {
+	if c.left -= bytes.Count(p, []byte{0}); c.left < 0 {
+		return 0, errors.New("too many")
+	}
+	return len(p), nil
 }
 
 // spool writes data to a file without a name, to be read by a child.

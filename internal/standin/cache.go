@@ -12,8 +12,9 @@ import (
 
 // The rules of the prompt cache, from Anthropic's documentation of prompt
 // caching: an entry is a prefix of tools, system and messages that ended in a
-// block with cache_control; a call finds the longest entry that ends at, or at
-// most 20 blocks before, one of its own marks; reading an entry renews it;
+// block with cache_control; a call finds the longest entry that ends at one of
+// 20 places, of which one of its own marks is the first and the others are the
+// blocks before; reading an entry renews it;
 // prefixes of less than 1024 tokens are not kept.
 const (
 	lookBack      = 20

@@ -69,9 +69,18 @@ type claudeEnd struct {
 	stderr string
 }
 
+// run plays the session, or fails the test.
 func (s session) run(t *testing.T) claudeEnd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	end, err := s.try(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return end
+}
+
+func (s session) try(ctx context.Context) (claudeEnd, error) {
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	args := []string{"-p", s.prompt, "--output-format", "stream-json", "--verbose", "--model", s.model, "--dangerously-skip-permissions"}
 	if s.resume {
@@ -91,13 +100,13 @@ func (s session) run(t *testing.T) claudeEnd {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	if cmd.ProcessState == nil {
-		t.Fatalf("claude did not start: %v", err)
+		return claudeEnd{}, fmt.Errorf("claude did not start: %w", err)
 	}
 	end := claudeEnd{code: cmd.ProcessState.ExitCode(), stderr: stderr.String()}
 	for line := range strings.Lines(stdout.String()) {
 		var e map[string]any
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("claude wrote %q: %v", line, err)
+			return claudeEnd{}, fmt.Errorf("claude wrote %q: %w", line, err)
 		}
 		end.events = append(end.events, e)
 		if e["type"] == "result" {
@@ -105,9 +114,9 @@ func (s session) run(t *testing.T) claudeEnd {
 		}
 	}
 	if end.result == nil {
-		t.Fatalf("claude gave no result: exit %d, %s\n%s", end.code, stderr.String(), stdout.String())
+		return claudeEnd{}, fmt.Errorf("claude gave no result: exit %d, %s\n%s", end.code, stderr.String(), stdout.String())
 	}
-	return end
+	return end, nil
 }
 
 func (e claudeEnd) cost() float64 {
@@ -213,7 +222,11 @@ func TestClaudeCodeRecoversFromABrokenStream(t *testing.T) {
 			if len(rs) != 3 || rs[0].Outcome != standin.Broken {
 				t.Errorf("%+v", rs)
 			}
-			t.Logf("cost %v, all %v, without the broken one %v", end.cost(), price(rs), price(rs[1:]))
+			// Claude Code may or may not count the broken call; no more is
+			// known of what the API charges for one.
+			if least, most := price(rs[1:]), price(rs); end.cost() < least-1e-12 || end.cost() > most+1e-12 {
+				t.Errorf("Claude Code reckons $%v, the stand-in $%v to $%v", end.cost(), least, most)
+			}
 		})
 	}
 }
@@ -233,7 +246,11 @@ func TestParallelSessionsOfClaudeCodeDoNotDisturbEachOther(t *testing.T) {
 	for i := range 3 {
 		dir, home := t.TempDir(), t.TempDir()
 		wg.Go(func() {
-			end := session{claude: claude, url: url, dir: dir, home: home, id: uuid(10 + i), model: "sonnet", prompt: "@script vary"}.run(t)
+			end, err := session{claude: claude, url: url, dir: dir, home: home, id: uuid(10 + i), model: "sonnet", prompt: "@script vary"}.try(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
 			b, err := os.ReadFile(filepath.Join(dir, "out.txt"))
 			if err != nil {
 				t.Error(err)

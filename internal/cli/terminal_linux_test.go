@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// screen is a real pseudo-terminal: what a program writes to tty, and keys.
+type screen struct {
+	tty    *os.File
+	master *os.File
+	mu     sync.Mutex
+	seen   bytes.Buffer
+	done   chan struct{}
+}
+
+func newScreen(t *testing.T, columns, rows uint16) *screen {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no pseudo-terminals here: %v", err)
+	}
+	var n int
+	raw, err := master.SyscallConn()
+	if err == nil {
+		e := raw.Control(func(fd uintptr) {
+			if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+				n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+			}
+			if err == nil {
+				err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
+			}
+		})
+		if err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &screen{tty: tty, master: master, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		buf := make([]byte, 4096)
+		for {
+			n, err := master.Read(buf)
+			s.mu.Lock()
+			s.seen.Write(buf[:n])
+			s.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		tty.Close()
+		master.Close()
+		<-s.done
+	})
+	return s
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen.String()
+}
+
+// await waits for text on the screen.
+func (s *screen) await(t *testing.T, text string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !strings.Contains(s.String(), text) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%q never came; the screen got %q", text, s.String())
+		}
+		time.Sleep(5 * time.Millisecond) // the other end of a terminal cannot be waited for
+	}
+}
+
+func (s *screen) press(t *testing.T, keys string) {
+	t.Helper()
+	if _, err := s.master.WriteString(keys); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// onTerminal makes standard input and error of the session the screen.
+func onTerminal(s *session, scr *screen) {
+	s.env.Stdin, s.env.Stderr = scr.tty, scr.tty
+	s.env.IsTerminal = func(x any) bool {
+		f, ok := x.(*os.File)
+		return ok && term.IsTerminal(int(f.Fd()))
+	}
+	s.env.timing.poll = 5 * time.Millisecond
+}
+
+func TestLiveViewOnATerminalDetachesAndLeavesItAsItWas(t *testing.T) {
+	for name, key := range map[string]string{"q": "q", "ctrl-c": "\x03"} {
+		t.Run(name, func(t *testing.T) {
+			m := twoForks()
+			m.order = []string{testRun}
+			m.script = m.script[:3]
+			scr := newScreen(t, 100, 20)
+			before, err := term.GetState(int(scr.tty.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newSession(t, m)
+			onTerminal(s, scr)
+			s.env.Args = []string{"status", "@last", "--watch"}
+			code := make(chan int)
+			go func() { code <- Main(t.Context(), s.env) }()
+			scr.await(t, "Bash go test ./...")
+			scr.press(t, key)
+			if got := <-code; got != exitDetached {
+				t.Errorf("exit %d", got)
+			}
+			scr.await(t, "Come back with: sandbox-temporal status --watch "+testRun)
+			after, err := term.GetState(int(scr.tty.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *before != *after {
+				t.Error("the terminal is not as it was")
+			}
+			if i, j := strings.LastIndex(scr.String(), "\x1b[?25l"), strings.LastIndex(scr.String(), "\x1b[?25h"); j < i {
+				t.Errorf("the cursor stays hidden: %q", scr.String())
+			}
+			if s.out.Len() > 0 {
+				t.Errorf("stdout %q", &s.out)
+			}
+		})
+	}
+}
+
+func TestLiveViewOnATerminalEndsWithTheRun(t *testing.T) {
+	scr := newScreen(t, 100, 20)
+	s := newSession(t, twoForks())
+	onTerminal(s, scr)
+	s.env.Args = []string{"fork", remote, "--prompt", "x", "--forks", "2"}
+	if got := Main(t.Context(), s.env); got != exitOK {
+		t.Errorf("exit %d, screen %q", got, scr.String())
+	}
+	if !strings.Contains(s.out.String(), "2 of 2 succeeded") {
+		t.Errorf("stdout %q", &s.out)
+	}
+}
+
+// The prompt can be standard input: then keys must not be read from there, and
+// nothing else must be taken for a keyboard.
+func TestLiveViewWithAPromptOnStandardInput(t *testing.T) {
+	scr := newScreen(t, 100, 20)
+	s := newSession(t, twoForks())
+	onTerminal(s, scr)
+	s.env.Stdin = strings.NewReader("do it, quickly")
+	s.env.Args = []string{"fork", remote, "--prompt", "-", "--forks", "2"}
+	if got := Main(t.Context(), s.env); got != exitOK {
+		t.Errorf("exit %d, screen %q", got, scr.String())
+	}
+	if p := s.runs.plans[s.runs.order[0]]; p.Prompt != "do it, quickly" {
+		t.Errorf("prompt %q", p.Prompt)
+	}
+}
+
+func TestLiveViewOnATerminalDetachesOnASignal(t *testing.T) {
+	m := twoForks()
+	m.order = []string{testRun}
+	m.script = []step{at(map[int]fork.Live{1: working(1, 1, "working hard")}, fork.Running)}
+	scr := newScreen(t, 100, 20)
+	s := newSession(t, m)
+	onTerminal(s, scr)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s.env.Args = []string{"status", "@last", "--watch"}
+	code := make(chan int)
+	go func() { code <- Main(ctx, s.env) }()
+	scr.await(t, "working hard")
+	cancel()
+	if got := <-code; got != exitDetached {
+		t.Errorf("exit %d", got)
+	}
+	scr.await(t, "Detached. The run goes on.")
+}
