@@ -61,8 +61,12 @@ var floors = map[string][]string{
 	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway",
 		"internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator", "internal/activities"},
 
+	// Comes before everything else in the order of initialisation, so it
+	// imports nothing.
+	"internal/cli/hush": {},
+
 	// 6: the face: knows the seams, not what is plugged in
-	"internal/cli": {"internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
+	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
 		"internal/host", "internal/metrics", "internal/gateway", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
 

@@ -192,10 +192,10 @@ func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
 	want := regexp.MustCompile(args[1])
 	var out []byte
 	for end := time.Now().Add(time.Duration(limit) * time.Second); time.Now().Before(end); {
-		cmd := exec.Command(args[2], args[3:]...)
-		cmd.Env, cmd.Dir = environ(ts), ts.MkAbs(".")
-		cmd.Path, err = lookPath(ts, args[2])
+		program, err := lookPath(ts, args[2])
 		ts.Check(err)
+		cmd := exec.Command(program, args[3:]...)
+		cmd.Env, cmd.Dir = environ(ts), ts.MkAbs(".")
 		out, _ = cmd.CombinedOutput() // it may fail until it does not
 		if want.Match(out) {
 			return
@@ -216,10 +216,9 @@ func environ(ts *testscript.TestScript) []string {
 
 func lookPath(ts *testscript.TestScript, name string) (string, error) {
 	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
-		if p := filepath.Join(dir, name); exec.Command(p).Err == nil {
-			if st, err := os.Stat(p); err == nil && !st.IsDir() {
-				return p, nil
-			}
+		p := filepath.Join(dir, name)
+		if st, err := os.Stat(p); err == nil && !st.IsDir() {
+			return p, nil
 		}
 	}
 	return "", errors.New(name + " is not on the session's PATH")
@@ -388,6 +387,8 @@ func cmdNokey(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
+var forkID = regexp.MustCompile(`sandbox-orch-[0-9a-f]{8}-fork-\d+`)
+
 // cmdMost follows a run to its end and checks that never more forks ran than
 // allowed: most RUN N.
 func cmdMost(ts *testscript.TestScript, _ bool, args []string) {
@@ -406,15 +407,16 @@ func cmdMost(ts *testscript.TestScript, _ bool, args []string) {
 			Status           string
 		}
 		ts.Check(json.Unmarshal(out, &p))
-		// The number of supervisors is the truth; the report must agree.
-		alive := 0
+		// The sandboxes that have a process are the truth; the report must agree.
+		alive := map[string]bool{}
 		for _, args := range cmdlines() {
 			line := strings.Join(args, " ")
-			if strings.Contains(line, ts.Getenv("STATE")) && strings.Contains(line, "sandbox-supervisor") && strings.Contains(line, "-fork-") {
-				alive++
+			if strings.Contains(line, ts.Getenv("STATE")) {
+				alive[forkID.FindString(line)] = true
 			}
 		}
-		most = max(most, p.Running, alive)
+		delete(alive, "")
+		most = max(most, p.Running, len(alive))
 		if most > allowed {
 			ts.Fatalf("%d forks at once, %d are allowed: %s", most, allowed, out)
 		}

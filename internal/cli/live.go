@@ -8,8 +8,12 @@ import (
 
 	tea "github.com/charmbracelet/bubbletea"
 
+	"github.com/sandbox-temporal/sandbox-temporal/internal/cli/hush"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
+
+// Bubble Tea is initialised by now, in silence.
+var _ = hush.Restore()
 
 // liveModel draws a run on a terminal: a line about the run, one for each fork
 // that there is room for, and how to let go.

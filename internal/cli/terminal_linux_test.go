@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,6 +110,29 @@ func onTerminal(s *session, scr *screen) {
 		return ok && term.IsTerminal(int(f.Fd()))
 	}
 	s.env.timing.poll = 5 * time.Millisecond
+}
+
+// See package hush: without it, every command asks the terminal for its
+// background colour and waits five seconds for an answer.
+func TestTheProgramAsksTheTerminalNothingWhenItStarts(t *testing.T) {
+	scr := newScreen(t, 80, 24)
+	if os.Getenv("TERM_SHALL_BE") != "" { // this is the program that was started
+		if os.Getenv("TERM") != os.Getenv("TERM_SHALL_BE") {
+			t.Errorf("TERM is %q", os.Getenv("TERM"))
+		}
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "TERM=xterm-256color", "TERM_SHALL_BE=xterm-256color", "CI=")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = scr.tty, scr.tty, scr.tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true} // who is not in the foreground does not ask
+	if err := cmd.Run(); err != nil {
+		t.Errorf("%v: %s", err, scr.String())
+	}
+	scr.await(t, "PASS")
+	if strings.ContainsRune(scr.String(), 0x1b) {
+		t.Errorf("the terminal was asked: %q", scr.String())
+	}
 }
 
 func TestLiveViewOnATerminalDetachesAndLeavesItAsItWas(t *testing.T) {

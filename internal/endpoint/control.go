@@ -117,7 +117,7 @@ func Serve(ctx context.Context, ln net.Listener, c Control) error {
 		if err = srv.Shutdown(grace); err != nil {
 			err = errors.Join(err, srv.Close())
 		}
-		<-done
+		_ = <-done // http.ErrServerClosed
 	}
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fault.New(op, fault.Internal, "%w", err)

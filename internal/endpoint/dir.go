@@ -43,7 +43,7 @@ func diskFault(op, dir string, err error) error {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		return fault.New(op, fault.Denied, "%w", err).
 			Hinted("Nothing can be written in %s: set SANDBOX_TEMPORAL_HOME to a folder that can be written.", dir)
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP):
 		return fault.New(op, fault.Invalid, "%w", err).
 			Hinted("%s cannot be a folder: set SANDBOX_TEMPORAL_HOME to another path.", dir)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):

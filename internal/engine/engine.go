@@ -177,12 +177,12 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	// process when it cannot have a port.
 	var ui net.Listener
 	if o.UIPort != NoUI {
-		if ui, err = listen(uiPort, o.Host, o.UIPort); err != nil {
+		if ui, err = listen(ctx, uiPort, o.Host, o.UIPort); err != nil {
 			return nil, err
 		}
 		undo = append(undo, func() { _ = ui.Close() })
 	}
-	ports, err := choosePorts(o.Host, o.Port)
+	ports, err := choosePorts(ctx, o.Host, o.Port)
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +273,7 @@ func (e *Engine) Stop() error {
 			errs = append(errs, e.web.Close())
 		}
 		errs = append(errs, e.stopServer())
-		if err := checkpoint(e.file); err != nil {
+		if err := checkpoint(context.Background(), e.file); err != nil {
 			errs = append(errs, err)
 		}
 		if e.lock != nil {

@@ -711,7 +711,7 @@ func TestPortLostInTheLastMomentIsReported(t *testing.T) {
 	if err := prepare(t.Context(), file, want, quietly); err != nil {
 		t.Fatal(err)
 	}
-	p, err := choosePorts(loopback, 0)
+	p, err := choosePorts(t.Context(), loopback, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

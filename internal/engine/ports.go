@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -21,9 +22,9 @@ var (
 )
 
 // listen opens a port, 0 for any. One that is taken is fault.Conflict.
-func listen(name portName, host string, port int) (net.Listener, error) {
+func listen(ctx context.Context, name portName, host string, port int) (net.Listener, error) {
 	const op = "engine: listen"
-	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	switch {
 	case err == nil:
 		return ln, nil
@@ -47,10 +48,10 @@ const loopback = "127.0.0.1"
 
 // choosePorts finds the server's ports, and refuses a frontend port that is
 // taken. The server opens them itself, a moment later: see free.
-func choosePorts(host string, port int) (ports, error) {
+func choosePorts(ctx context.Context, host string, port int) (ports, error) {
 	p := ports{frontend: port}
 	if port != 0 {
-		ln, err := listen(grpcPort, host, port)
+		ln, err := listen(ctx, grpcPort, host, port)
 		if err != nil {
 			return ports{}, err
 		}
@@ -65,7 +66,7 @@ func choosePorts(host string, port int) (ports, error) {
 			from = host
 		}
 		var err error
-		if *want, err = free(from); err != nil {
+		if *want, err = free(ctx, from); err != nil {
 			return ports{}, err
 		}
 	}
@@ -80,14 +81,14 @@ func choosePorts(host string, port int) (ports, error) {
 // that port rests in TIME_WAIT, while a listener with SO_REUSEADDR, which Go
 // sets, may have it all the same. So one connection is made, and closed from
 // the listening side first, because that side is the one that rests.
-func free(host string) (int, error) {
-	ln, err := listen(grpcPort, host, 0)
+func free(ctx context.Context, host string) (int, error) {
+	ln, err := listen(ctx, grpcPort, host, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer ln.Close()
 	port := ln.Addr().(*net.TCPAddr).Port
-	near, err := net.DialTimeout("tcp", net.JoinHostPort(dialable(host), strconv.Itoa(port)), time.Second)
+	near, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", net.JoinHostPort(dialable(host), strconv.Itoa(port)))
 	if err != nil {
 		return port, nil // free, only not reserved
 	}

@@ -43,18 +43,18 @@ func wantTaken(t *testing.T, err error, port int, name portName) {
 
 func TestPortThatIsTakenIsNamed(t *testing.T) {
 	port := taken(t)
-	_, err := choosePorts(loopback, port)
+	_, err := choosePorts(t.Context(), loopback, port)
 	wantTaken(t, err, port, grpcPort)
-	_, err = listen(uiPort, loopback, port)
+	_, err = listen(t.Context(), uiPort, loopback, port)
 	wantTaken(t, err, port, uiPort)
-	_, err = listen(uiPort, "192.0.2.1", 0)
+	_, err = listen(t.Context(), uiPort, "192.0.2.1", 0)
 	wantKind(t, err, fault.Invalid)
 }
 
 func TestFreePortsAreNotGivenTwiceAndCanBeHad(t *testing.T) {
 	seen := map[int]bool{}
 	for range 50 {
-		p, err := choosePorts(loopback, 0)
+		p, err := choosePorts(t.Context(), loopback, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func TestFreePortsAreNotGivenTwiceAndCanBeHad(t *testing.T) {
 		}
 	}
 	for port := range seen {
-		ln, err := listen(grpcPort, loopback, port)
+		ln, err := listen(t.Context(), grpcPort, loopback, port)
 		if err != nil {
 			t.Fatalf("a chosen port cannot be had: %v", err)
 		}

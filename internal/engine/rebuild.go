@@ -23,7 +23,7 @@ import (
 // own upgrade scripts for PostgreSQL and MySQL do, statement by statement.
 func rebuild(ctx context.Context, file string, want schema, logger *slog.Logger) error {
 	// What the last server wrote may be in the log beside the file.
-	if err := checkpoint(file); err != nil {
+	if err := checkpoint(ctx, file); err != nil {
 		return err
 	}
 	if st, err := os.Stat(file + "-wal"); err == nil && st.Size() > 0 {

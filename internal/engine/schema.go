@@ -352,12 +352,12 @@ func temporalTables(ctx context.Context, file string) bool {
 
 // checkpoint moves what is in the log beside the file into the file, as far as
 // nobody holds on to it. What stays there is found at the next start.
-func checkpoint(file string) error {
+func checkpoint(ctx context.Context, file string) error {
 	db, err := openDatabase(file, "rw")
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec(`PRAGMA wal_checkpoint(TRUNCATE)`)
+	_, err = db.ExecContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
 	return errors.Join(err, db.Close())
 }
 

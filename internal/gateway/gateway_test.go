@@ -243,6 +243,28 @@ func TestStreamPassesAsItComes(t *testing.T) {
 	}
 }
 
+// An agent makes its next call when it sees the end of the last one, which may
+// be before the connection is done.
+func TestCallIsSettledBeforeItsAgentSeesTheEnd(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	m := message{max: 1000, stream: true, script: script{Out: 200, Fault: "linger"}}
+	req, _ := http.NewRequestWithContext(t.Context(), "POST", r.url+"/v1/messages", strings.NewReader(m.body()))
+	req.Header.Set("X-Api-Key", token)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	for lines.Scan() && !strings.Contains(lines.Text(), `"message_stop"`) {
+	}
+	if got := r.usage("r", 1); got.Calls != 1 || got.Cost != r.up.billed() {
+		t.Errorf("%+v, billed %s", got, r.up.billed())
+	}
+}
+
 // An agent that leaves its calls must not get them cheaper: what the model says
 // after the agent has left is billed too.
 func TestCallThatItsAgentLeftIsBilledToItsEnd(t *testing.T) {

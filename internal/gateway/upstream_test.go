@@ -173,7 +173,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for said+50 <= out {
 		say(fmt.Sprintf("event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":%q}}\n\n", piece))
 		said += 50
-		if said > out/2 && s.Fault != "" {
+		if said > out/2 {
 			switch s.Fault {
 			case "cut":
 				bill(said)
@@ -197,6 +197,9 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	bill(out)
 	say(fmt.Sprintf("event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":%d}}\n\n", out))
 	say(sseStop)
+	if s.Fault == "linger" {
+		<-r.Context().Done()
+	}
 }
 
 // hijack cuts the connection under an answer.

@@ -79,7 +79,7 @@ func (e *events) retry(r retry) {
 		status = r.err.status
 	}
 	e.write(map[string]any{
-		"type": "system", "subtype": "api_retry", "attempt": r.attempt, "max_retries": 0,
+		"type": "system", "subtype": "api_retry", "attempt": r.attempt, "max_retries": r.most,
 		"retry_delay_ms": r.delay.Milliseconds(), "error_status": status, "error": r.err.word,
 	})
 }

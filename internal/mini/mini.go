@@ -70,7 +70,9 @@ type options struct {
 // cannot be begun twice.
 //
 // The end of ctx and SIGINT end the run with a result that says it was
-// interrupted, and exit code 0. SIGTERM ends it without a result.
+// interrupted, and exit code 0. SIGTERM ends it without a result and with exit
+// code 143. Main takes both signals itself: a ctx that ends by SIGTERM too
+// would make the one look like the other.
 func Main(ctx context.Context, args []string, env func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parse(args, env, stdin, stderr)
 	if errors.Is(err, flag.ErrHelp) {

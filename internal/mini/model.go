@@ -62,6 +62,7 @@ func (e *callError) Error() string {
 // A retry is a call that failed and will be repeated.
 type retry struct {
 	attempt int
+	most    int // attempts, if the waits to come are as long as they get
 	delay   time.Duration
 	err     *callError
 }
@@ -115,10 +116,11 @@ func (m *model) ask(ctx context.Context, messages []message, tools json.RawMessa
 			delay = min(firstWait<<min(attempt-1, 10), longestWait)
 			delay -= time.Duration(rand.Int64N(int64(delay) / 4)) // so that many agents do not come back at once
 		}
-		if time.Now().Add(delay).After(deadline) {
+		left := time.Until(deadline) - delay
+		if left < 0 {
 			return nil, err
 		}
-		tell(retry{attempt: attempt, delay: delay, err: err})
+		tell(retry{attempt: attempt, most: attempt + int(left/longestWait), delay: delay, err: err})
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:

@@ -42,6 +42,7 @@ type RunInfo struct {
 const (
 	runTimeout   = 0 // a run lasts as long as its forks
 	queryTimeout = 10 * time.Second
+	listTimeout  = 3 * time.Second
 )
 
 // Close lets go of the connection.
@@ -67,8 +68,33 @@ func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
 	if c.Attributes {
 		o.TypedSearchAttributes = runAttributes(run, plan)
 	}
-	_, err := c.Temporal.ExecuteWorkflow(ctx, o, OrchestrationName, plan)
-	return fault.Wrap("start run "+run, clientFault(err))
+	if _, err := c.Temporal.ExecuteWorkflow(ctx, o, OrchestrationName, plan); err != nil {
+		return fault.Wrap("start run "+run, clientFault(err))
+	}
+	c.awaitListed(ctx, run)
+	return nil
+}
+
+// awaitListed waits until a list shows the run, so that @last means it. Lists
+// are a moment behind; a run that is never listed is a run all the same.
+func (c *Client) awaitListed(ctx context.Context, run string) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		res, err := c.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Namespace: c.Namespace, PageSize: 1, Query: "WorkflowId = " + quote(run),
+		})
+		if err == nil && len(res.Executions) > 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Plan returns what the run was asked to do.

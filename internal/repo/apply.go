@@ -43,7 +43,11 @@ func (s *Store) Apply(ctx context.Context, run string, num int, dir string) (App
 	defer sc.close()
 
 	var out ApplyResult
-	err = s.changes(ctx, call{gitDir: repo}, base, tip, func(c change) { out.Files = append(out.Files, c.path) })
+	var touched []string
+	err = s.changes(ctx, call{gitDir: repo}, base, tip, func(c change) {
+		out.Files = append(out.Files, c.path)
+		touched = append(touched, c.touches()...)
+	})
 	if err != nil || len(out.Files) == 0 {
 		return out, fault.Wrap(op, err)
 	}
@@ -51,7 +55,7 @@ func (s *Store) Apply(ctx context.Context, run string, num int, dir string) (App
 	if err != nil {
 		return ApplyResult{}, fault.Wrap(op, err)
 	}
-	failed := s.applyPatch(ctx, top, patch)
+	failed := s.applyPatch(ctx, top, patch, touched, filepath.Join(sc.dir, "before"))
 	if failed == nil {
 		return out, nil
 	}
@@ -75,7 +79,7 @@ func (s *Store) Apply(ctx context.Context, run string, num int, dir string) (App
 	if len(out.Files) == 0 {
 		return out, nil // HEAD has the changes already
 	}
-	if err := s.applyPatch(ctx, top, merged.patch); err != nil {
+	if err := s.applyPatch(ctx, top, merged.patch, merged.touched, filepath.Join(sc.dir, "before-merge")); err != nil {
 		if !gitFailed(err) {
 			return ApplyResult{}, fault.Wrap(op, err)
 		}
@@ -118,32 +122,47 @@ func (s *Store) patch(ctx context.Context, dir string, in call, from, to string)
 	return f.Name(), err
 }
 
-// applyPatch makes all changes of a patch in the work tree, or none.
+// applyPatch makes all changes of a patch in the work tree, or none. Files
+// are those that the patch names; of a rename, both names.
+//
 // git-apply refuses paths in .git, outside of the tree, or behind a symbolic
-// link.
-func (s *Store) applyPatch(ctx context.Context, top, patch string) error {
-	_, err := s.run(ctx, call{user: true, dir: top, args: []string{"apply", "--whitespace=nowarn", "--", patch}})
-	return err
+// link, and looks whether all changes fit before it makes the first. But a
+// write can still fail, when a file stands where a folder has to be or when
+// the disk is full: then what was there is put back.
+func (s *Store) applyPatch(ctx context.Context, top, patch string, files []string, safe string) error {
+	c := call{user: true, dir: top, args: []string{"apply", "--whitespace=nowarn", "--check", "--", patch}}
+	if _, err := s.run(ctx, c); err != nil {
+		return err
+	}
+	b, err := backUp(top, files, safe)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	c.args = []string{"apply", "--whitespace=nowarn", "--", patch}
+	if _, err = s.run(ctx, c); err != nil {
+		return errors.Join(err, b.restore())
+	}
+	return nil
 }
 
 // A merger is what a merge comes to.
 type merger struct {
-	patch string // a file, from the work tree's HEAD
-	files []string
-}
-
-// unmerged is no error when it was git that could not do it.
-func unmerged(err error) (*merger, []string, error) {
-	if gitFailed(err) {
-		return nil, nil, nil
-	}
-	return nil, nil, err
+	patch          string // a file, from the work tree's HEAD
+	files, touched []string
 }
 
 // merge merges the fork's changes with the HEAD of a work tree, in a
 // repository of our own that sees the objects of both. It returns nil and the
 // files in conflict when that cannot be done.
 func (s *Store) merge(ctx context.Context, dir, repo, top, base, tip string) (*merger, []string, error) {
+	unmerged := func(err error) (*merger, []string, error) {
+		if gitFailed(err) {
+			s.log.Debug("changes could not be merged", "error", err)
+			return nil, nil, nil
+		}
+		return nil, nil, err
+	}
 	out, err := s.run(ctx, call{user: true, dir: top, args: []string{"rev-parse", "--verify", "--quiet", "HEAD^{commit}"}})
 	if gitFailed(err) {
 		return nil, nil, nil // nothing is committed there
@@ -166,8 +185,8 @@ func (s *Store) merge(ctx context.Context, dir, repo, top, base, tip string) (*m
 	}
 	in := call{gitDir: own, bounded: true, env: []string{
 		`GIT_ALTERNATE_OBJECT_DIRECTORIES="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(theirs) + `"`,
-		"GIT_AUTHOR_NAME=sandbox-temporal", "GIT_AUTHOR_EMAIL=noreply@localhost", "GIT_AUTHOR_DATE=0 +0000",
-		"GIT_COMMITTER_NAME=sandbox-temporal", "GIT_COMMITTER_EMAIL=noreply@localhost", "GIT_COMMITTER_DATE=0 +0000"}}
+		"GIT_AUTHOR_NAME=sandbox-temporal", "GIT_AUTHOR_EMAIL=noreply@localhost", "GIT_AUTHOR_DATE=@0 +0000",
+		"GIT_COMMITTER_NAME=sandbox-temporal", "GIT_COMMITTER_EMAIL=noreply@localhost", "GIT_COMMITTER_DATE=@0 +0000"}}
 	git := func(args ...string) (string, error) {
 		c := in
 		c.args = args
@@ -199,7 +218,11 @@ func (s *Store) merge(ctx context.Context, dir, repo, top, base, tip string) (*m
 		return unmerged(err)
 	}
 	var m merger
-	if err := s.changes(ctx, in, head, tree, func(c change) { m.files = append(m.files, c.path) }); err != nil {
+	err = s.changes(ctx, in, head, tree, func(c change) {
+		m.files = append(m.files, c.path)
+		m.touched = append(m.touched, c.touches()...)
+	})
+	if err != nil {
 		return unmerged(err)
 	}
 	if m.patch, err = s.patch(ctx, dir, in, head, tree); err != nil {

@@ -205,12 +205,34 @@ func TestApplyInAFolderWithAnOddName(t *testing.T) {
 	fork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "a"), "1\n2\nTHREE\n") })
 	write(t, filepath.Join(source, "a"), "ONE\n2\n3\n")
 	commit(t, source, "moved on")
-	_, err := s.Apply(t.Context(), run1, 1, source)
-	wantFault(t, err, fault.Conflict) // neighbouring lines
-	write(t, filepath.Join(source, "a"), "1\n2\n3\n")
-	git(t, source, "mv", "a", "b")
-	commit(t, source, "renamed")
-	if got, err := s.Apply(t.Context(), run1, 1, source); err != nil || !got.ThreeWay || content(t, filepath.Join(source, "b")) != "1\n2\nTHREE\n" {
+	if got, err := s.Apply(t.Context(), run1, 1, source); err != nil || !got.ThreeWay || content(t, filepath.Join(source, "a")) != "ONE\n2\nTHREE\n" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A disk that fills while files are written leaves the work tree as it was.
+func TestApplyOnAFullDiskPutsEverythingBack(t *testing.T) {
+	home(t)
+	s, source := newStore(t), repository(t)
+	fork(t, s, resolve(t, s, source, ""), func(work string) {
+		write(t, filepath.Join(work, "README"), "changed\n")
+		write(t, filepath.Join(work, "a", "b", "c"), "c\n")
+		write(t, filepath.Join(work, "zz"), strings.Repeat("0123456789abcdef\n", 200_000))
+	})
+	small := filepath.Join(smallDisk(t, "2m"), "clone")
+	git(t, "/", "clone", "-q", "-b", "main", source, small)
+	before := snapshot(t, small, all)
+	_, err := s.Apply(t.Context(), run1, 1, small)
+	if err == nil {
+		t.Fatal("it fits")
+	}
+	if d := cmp.Diff(before, snapshot(t, small, all)); d != "" {
+		t.Errorf("changed: %s", d)
+	}
+	if _, err := os.Stat(filepath.Join(small, "a")); err == nil {
+		t.Error("a folder is left")
+	}
+	if fault.KindOf(err) != fault.Conflict && fault.KindOf(err) != fault.Full {
+		t.Errorf("%v of kind %q", err, fault.KindOf(err))
 	}
 }

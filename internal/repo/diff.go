@@ -57,8 +57,16 @@ func diffArgs() []string {
 
 // A change is one file in a diff. Lines are 0 for binary files.
 type change struct {
-	path              string
+	path, old         string // old is empty unless the file was renamed
 	inserted, deleted int
+}
+
+// touches returns the files that making the change touches.
+func (c change) touches() []string {
+	if c.old == "" {
+		return []string{c.path}
+	}
+	return []string{c.path, c.old}
 }
 
 // changes calls each for every file that differs between two commits.
@@ -135,16 +143,17 @@ func readNumstat(r io.Reader, each func(change)) error {
 		if err != nil {
 			return err
 		}
+		old := ""
 		path, err := field(0)
 		if err == nil && path == "" { // a rename: the old name, then the new one
-			if _, err = field(0); err == nil {
+			if old, err = field(0); err == nil {
 				path, err = field(0)
 			}
 		}
 		if err != nil {
 			return err
 		}
-		c := change{path: path}
+		c := change{path: path, old: old}
 		if ins != "-" {
 			if c.inserted, err = strconv.Atoi(ins); err != nil {
 				return err

@@ -74,7 +74,7 @@ func settings() []string {
 		"gc.autoDetach=false",
 		"maintenance.auto=false",
 		"http.lowSpeedLimit=1000", // bytes a second, for lowSpeedTime seconds: the server is gone
-		"http.lowSpeedTime=60",
+		"http.lowSpeedTime=30",
 		"core.packedGitWindowSize=64m",
 		"core.packedGitLimit=1g",
 		"core.bigFileThreshold=64m",

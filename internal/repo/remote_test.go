@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"io"
 	"io/fs"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -49,7 +51,7 @@ func serve(t *testing.T, root string, private bool) *served {
 		t.Skipf("needs git-http-backend: %v", err)
 	}
 	s := &served{}
-	handler := &cgi.Handler{Path: backend, Root: "/", Dir: root, Stderr: &bytes.Buffer{},
+	handler := &cgi.Handler{Path: backend, Root: "/", Dir: root, Stderr: io.Discard, Logger: log.New(io.Discard, "", 0),
 		Env: []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null",
 			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

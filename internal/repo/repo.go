@@ -36,7 +36,7 @@ import (
 
 // Options say where a Store keeps its things.
 type Options struct {
-	// Dir is the state folder, an absolute path. It is made, with mode 0700,
+	// Dir is the state folder. It is made, with mode 0700,
 	// when it is first needed. Required.
 	Dir string
 	// Credentials is asked whenever a remote is about to be read. Nil, or a
@@ -97,8 +97,12 @@ const defaultMaxBundle = 2 << 30
 
 // New makes a Store. It touches nothing yet.
 func New(o Options) *Store {
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		dir = o.Dir // there is no working folder: what uses dir will say so
+	}
 	s := &Store{
-		dir:         filepath.Clean(o.Dir),
+		dir:         dir,
 		credentials: o.Credentials,
 		maxBundle:   o.MaxBundle,
 		log:         o.Logger,

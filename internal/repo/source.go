@@ -307,7 +307,7 @@ func (s *Store) sshCommand(ctx context.Context) string {
 		command = "ssh"
 	}
 	if first, _, _ := strings.Cut(command, " "); strings.Trim(filepath.Base(first), "'") == "ssh" {
-		command += " -o BatchMode=yes -o ConnectTimeout=20"
+		command += " -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 	}
 	return command
 }

@@ -222,9 +222,10 @@ func TestClaudeCodeRecoversFromABrokenStream(t *testing.T) {
 			if len(rs) != 3 || rs[0].Outcome != standin.Broken {
 				t.Errorf("%+v", rs)
 			}
-			// Claude Code may or may not count the broken call; no more is
-			// known of what the API charges for one.
-			if least, most := price(rs[1:]), price(rs); end.cost() < least-1e-12 || end.cost() > most+1e-12 {
+			// Claude Code may or may not count the broken call, and guesses
+			// the tokens of what it got to read of it.
+			const guess = 100 * 10 / 1e6
+			if least, most := price(rs[1:]), price(rs)+guess; end.cost() < least-1e-12 || end.cost() > most+1e-12 {
 				t.Errorf("Claude Code reckons $%v, the stand-in $%v to $%v", end.cost(), least, most)
 			}
 		})

@@ -1,0 +1,570 @@
+package conformance_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/conformance"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/fake"
+)
+
+// A broken provider is the fake with one promise broken. Every hook that is
+// nil does what it should.
+type broken struct {
+	*fake.Provider
+	create  func(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error)
+	attach  func(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error)
+	destroy func(ctx context.Context, ref sandbox.Ref) error
+	list    func(ctx context.Context, labels map[string]string) ([]sandbox.Info, error)
+	base    func(ctx context.Context, key string) error
+	freeze  func(ctx context.Context, ref sandbox.Ref, key string) error
+	wrap    func(sb brokenSandbox) brokenSandbox
+}
+
+func (b *broken) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error) {
+	if b.create != nil {
+		return b.create(ctx, spec)
+	}
+	return b.Provider.Create(ctx, spec)
+}
+
+func (b *broken) Attach(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
+	if b.attach != nil {
+		return b.attach(ctx, ref)
+	}
+	sb, err := b.Provider.Attach(ctx, ref)
+	if err != nil || b.wrap == nil {
+		return sb, err
+	}
+	return b.wrap(brokenSandbox{Sandbox: sb}), nil
+}
+
+func (b *broken) Destroy(ctx context.Context, ref sandbox.Ref) error {
+	if b.destroy != nil {
+		return b.destroy(ctx, ref)
+	}
+	return b.Provider.Destroy(ctx, ref)
+}
+
+func (b *broken) List(ctx context.Context, labels map[string]string) ([]sandbox.Info, error) {
+	if b.list != nil {
+		return b.list(ctx, labels)
+	}
+	return b.Provider.List(ctx, labels)
+}
+
+func (b *broken) Base(ctx context.Context, key string) error {
+	if b.base != nil {
+		return b.base(ctx, key)
+	}
+	return b.Provider.Base(ctx, key)
+}
+
+func (b *broken) Freeze(ctx context.Context, ref sandbox.Ref, key string) error {
+	if b.freeze != nil {
+		return b.freeze(ctx, ref, key)
+	}
+	return b.Provider.Freeze(ctx, ref, key)
+}
+
+type brokenSandbox struct {
+	sandbox.Sandbox
+	start    func(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error)
+	process  func(ctx context.Context, id string) (sandbox.Process, error)
+	upload   func(ctx context.Context, path string, r io.Reader) error
+	download func(ctx context.Context, path string) (io.ReadCloser, error)
+	health   func(ctx context.Context) error
+	deadline func(ctx context.Context, t time.Time) error
+	proc     func(p brokenProcess) brokenProcess
+}
+
+func (s brokenSandbox) wrap(p sandbox.Process, err error) (sandbox.Process, error) {
+	if err != nil || s.proc == nil {
+		return p, err
+	}
+	return s.proc(brokenProcess{Process: p}), nil
+}
+
+func (s brokenSandbox) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
+	if s.start != nil {
+		return s.start(ctx, id, cmd)
+	}
+	return s.wrap(s.Sandbox.Start(ctx, id, cmd))
+}
+
+func (s brokenSandbox) Process(ctx context.Context, id string) (sandbox.Process, error) {
+	if s.process != nil {
+		return s.process(ctx, id)
+	}
+	return s.wrap(s.Sandbox.Process(ctx, id))
+}
+
+func (s brokenSandbox) Upload(ctx context.Context, path string, r io.Reader) error {
+	if s.upload != nil {
+		return s.upload(ctx, path, r)
+	}
+	return s.Sandbox.Upload(ctx, path, r)
+}
+
+func (s brokenSandbox) Download(ctx context.Context, path string) (io.ReadCloser, error) {
+	if s.download != nil {
+		return s.download(ctx, path)
+	}
+	return s.Sandbox.Download(ctx, path)
+}
+
+func (s brokenSandbox) Health(ctx context.Context) error {
+	if s.health != nil {
+		return s.health(ctx)
+	}
+	return s.Sandbox.Health(ctx)
+}
+
+func (s brokenSandbox) SetDeadline(ctx context.Context, t time.Time) error {
+	if s.deadline != nil {
+		return s.deadline(ctx, t)
+	}
+	return s.Sandbox.SetDeadline(ctx, t)
+}
+
+type brokenProcess struct {
+	sandbox.Process
+	readAt func(ctx context.Context, stream sandbox.Stream, p []byte, offset int64) (int, error)
+	exit   func(ctx context.Context) (sandbox.Exit, bool, error)
+	wait   func(ctx context.Context) (sandbox.Exit, error)
+	signal func(ctx context.Context, sig sandbox.Signal) error
+}
+
+func (p brokenProcess) ReadAt(ctx context.Context, stream sandbox.Stream, b []byte, offset int64) (int, error) {
+	if p.readAt != nil {
+		return p.readAt(ctx, stream, b, offset)
+	}
+	return p.Process.ReadAt(ctx, stream, b, offset)
+}
+
+func (p brokenProcess) Exit(ctx context.Context) (sandbox.Exit, bool, error) {
+	if p.exit != nil {
+		return p.exit(ctx)
+	}
+	return p.Process.Exit(ctx)
+}
+
+func (p brokenProcess) Wait(ctx context.Context) (sandbox.Exit, error) {
+	if p.wait != nil {
+		return p.wait(ctx)
+	}
+	return p.Process.Wait(ctx)
+}
+
+func (p brokenProcess) Signal(ctx context.Context, sig sandbox.Signal) error {
+	if p.signal != nil {
+		return p.signal(ctx, sig)
+	}
+	return p.Process.Signal(ctx, sig)
+}
+
+// onSandbox breaks every sandbox, and onProcess every process.
+func onSandbox(f func(s brokenSandbox) brokenSandbox) func(*broken) {
+	return func(b *broken) { b.wrap = f }
+}
+
+func onProcess(f func(p brokenProcess) brokenProcess) func(*broken) {
+	return onSandbox(func(s brokenSandbox) brokenSandbox { s.proc = f; return s })
+}
+
+// onStart breaks what is started.
+func onStart(f func(cmd *sandbox.Cmd)) func(*broken) {
+	return onSandbox(func(s brokenSandbox) brokenSandbox {
+		inner := s.Sandbox
+		s.start = func(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
+			f(&cmd)
+			return inner.Start(ctx, id, cmd)
+		}
+		return s
+	})
+}
+
+func onSpec(f func(s *sandbox.Spec)) func(*broken) {
+	return func(b *broken) {
+		b.create = func(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error) {
+			f(&spec)
+			return b.Provider.Create(ctx, spec)
+		}
+	}
+}
+
+// kindless loses the kind of an error.
+func kindless(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(err.Error())
+}
+
+// TestEveryBrokenPromiseIsCaught breaks one promise at a time and wants the
+// check of that promise to say so.
+func TestEveryBrokenPromiseIsCaught(t *testing.T) {
+	rows := []struct {
+		name   string
+		caught string // by the check of this name
+		spoil  func(b *broken)
+	}{
+		{"forgets keys", "create twice is one sandbox", func(b *broken) {
+			var n atomic.Int64
+			onSpec(func(s *sandbox.Spec) { s.Key = fmt.Sprintf("%s.%d", s.Key, n.Add(1)) })(b)
+		}},
+		{"forgets keys at once", "create twice at once is one sandbox", func(b *broken) {
+			var n atomic.Int64
+			onSpec(func(s *sandbox.Spec) { s.Key = fmt.Sprintf("%s.%d", s.Key, n.Add(1)) })(b)
+		}},
+		{"has one sandbox for all", "two keys are two sandboxes", onSpec(func(s *sandbox.Spec) { s.Key = "all" })},
+		{"finds the successor by the old ref", "a key can be used again after destroy", func(b *broken) {
+			b.attach = func(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
+				infos, err := b.Provider.List(ctx, nil)
+				for _, i := range infos {
+					if i.Ref.ID == ref.ID {
+						ref = i.Ref
+					}
+				}
+				return b.Provider.Attach(ctx, errorless(ref, err))
+			}
+		}},
+		{"takes any deadline", "an impossible spec is invalid", onSpec(func(s *sandbox.Spec) { s.Deadline = time.Now().Add(time.Minute) })},
+
+		{"forgets ids", "start twice is one process", func(b *broken) { forgetIDs(b) }},
+		{"forgets ids at once", "start twice at once is one process", func(b *broken) { forgetIDs(b) }},
+		{"ignores a missing folder", "an impossible command is invalid", onStart(func(c *sandbox.Cmd) { c.Dir = "" })},
+		{"finds what never was", "a process that was never started is not found", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.process = func(ctx context.Context, id string) (sandbox.Process, error) {
+				return inner.Start(ctx, id, sandbox.Cmd{Args: []string{"true"}})
+			}
+			return s
+		})},
+		{"fails on a missing program", "a program that does not exist exits 127", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.start = func(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
+				if strings.Contains(cmd.Args[0], "no-such") || strings.HasPrefix(cmd.Args[0], "/no/") {
+					return nil, fault.New("start", fault.NotFound, "no such program")
+				}
+				return inner.Start(ctx, id, cmd)
+			}
+			return s
+		})},
+		{"knows success and failure only", "the exit code is reported, and stays", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			p.wait = func(ctx context.Context) (sandbox.Exit, error) {
+				exit, err := inner.Wait(ctx)
+				exit.Code = min(exit.Code, 1)
+				return exit, err
+			}
+			return p
+		})},
+		{"forgets the signal's name", "the signal that ended a process is reported", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			p.wait = func(ctx context.Context) (sandbox.Exit, error) {
+				exit, err := inner.Wait(ctx)
+				exit.Signal = ""
+				return exit, err
+			}
+			return p
+		})},
+		{"says ended too early", "exit and wait tell a running process from one that ended", onProcess(func(p brokenProcess) brokenProcess {
+			p.exit = func(context.Context) (sandbox.Exit, bool, error) { return sandbox.Exit{}, true, nil }
+			return p
+		})},
+		{"mixes the outputs", "the two outputs are kept apart and whole", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			p.readAt = func(ctx context.Context, _ sandbox.Stream, b []byte, offset int64) (int, error) {
+				return inner.ReadAt(ctx, sandbox.Stdout, b, offset)
+			}
+			return p
+		})},
+		{"loses output that was read", "output can be read again from any byte, also after attaching anew", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			var read int64
+			p.readAt = func(ctx context.Context, stream sandbox.Stream, b []byte, _ int64) (int, error) {
+				n, err := inner.ReadAt(ctx, stream, b, read)
+				read += int64(n)
+				return n, err
+			}
+			return p
+		})},
+		{"waits for more output", "reading output never waits", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			p.readAt = func(ctx context.Context, stream sandbox.Stream, b []byte, offset int64) (int, error) {
+				n, err := inner.ReadAt(ctx, stream, b, offset)
+				if n == 0 {
+					brief, cancel := context.WithTimeout(ctx, time.Second)
+					defer cancel()
+					if _, err := inner.Wait(brief); err != nil {
+						return 0, err
+					}
+					return inner.ReadAt(ctx, stream, b, offset)
+				}
+				return n, err
+			}
+			return p
+		})},
+		{"joins arguments with blanks", "arguments arrive as they are", onStart(func(c *sandbox.Cmd) {
+			if len(c.Args) > 3 {
+				c.Args = []string{"sh", "-c", strings.Join(c.Args, " ")}
+			}
+		})},
+		{"ignores the environment", "the environment is added to the sandbox's own", onStart(func(c *sandbox.Cmd) { c.Env = nil })},
+		{"has the worker's own PATH emptied", "the environment is added to the sandbox's own", onStart(func(c *sandbox.Cmd) { c.Env = append(c.Env, "PATH=") })},
+		{"ignores standard input", "standard input is a file of the sandbox, or empty", onStart(func(c *sandbox.Cmd) { c.Stdin = "" })},
+		{"ignores the folder", "a command runs in the workspace or where it is told to", onStart(func(c *sandbox.Cmd) { c.Dir = "" })},
+		{"runs in the home", "a command runs in the workspace or where it is told to", onStart(func(c *sandbox.Cmd) {
+			if c.Dir == "" {
+				c.Dir = sandbox.Home
+			}
+		})},
+		{"has another home", "the home is the agent's own", onStart(func(c *sandbox.Cmd) { c.Env = append(c.Env, "HOME=/tmp") })},
+		{"signals the first process only", "a signal reaches the whole process group", onStart(func(c *sandbox.Cmd) {
+			for i, a := range c.Args {
+				c.Args[i] = strings.Replace(a, "(while", "setsid sh -c 'while", 1)
+				c.Args[i] = strings.Replace(c.Args[i], "0.02; done)", "0.02; done'", 1)
+			}
+		})},
+		{"sends no signals", "a signal reaches the whole process group", onProcess(func(p brokenProcess) brokenProcess {
+			inner := p.Process
+			p.signal = func(ctx context.Context, sig sandbox.Signal) error { return nil }
+			p.wait = func(ctx context.Context) (sandbox.Exit, error) {
+				brief, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				return inner.Wait(brief)
+			}
+			return p
+		})},
+
+		{"cuts large files", "what was uploaded is downloaded, byte for byte", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.upload = func(ctx context.Context, path string, r io.Reader) error {
+				return inner.Upload(ctx, path, io.LimitReader(r, 5<<20))
+			}
+			return s
+		})},
+		{"keeps the first upload", "an upload replaces a file whole and makes its folders", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.upload = func(ctx context.Context, path string, r io.Reader) error {
+				if f, err := inner.Download(ctx, path); err == nil {
+					return f.Close()
+				}
+				return inner.Upload(ctx, path, r)
+			}
+			return s
+		})},
+		{"keeps half an upload", "an upload that breaks off leaves nothing", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.upload = func(ctx context.Context, path string, r io.Reader) error {
+				b, readErr := io.ReadAll(r)
+				return errors.Join(readErr, inner.Upload(ctx, path, strings.NewReader(string(b))))
+			}
+			return s
+		})},
+		{"keeps uploads to itself", "what a process wrote can be downloaded, and what was uploaded read", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.upload = func(ctx context.Context, path string, r io.Reader) error { return inner.Upload(ctx, path+".hidden", r) }
+			return s
+		})},
+		{"does not say what is missing", "a missing file is not found and a folder is invalid", onSandbox(func(s brokenSandbox) brokenSandbox {
+			inner := s.Sandbox
+			s.download = func(ctx context.Context, path string) (io.ReadCloser, error) {
+				r, err := inner.Download(ctx, path)
+				return r, kindless(err)
+			}
+			return s
+		})},
+		{"forgets mounts", "mounts are there first on the path, and the host's file cannot be changed", onSpec(func(s *sandbox.Spec) { s.Mounts = nil })},
+
+		{"is never well", "a living sandbox is healthy", onSandbox(func(s brokenSandbox) brokenSandbox {
+			s.health = func(context.Context) error { return errors.New("ill") }
+			return s
+		})},
+		{"is always well", "a living sandbox is healthy", onSandbox(func(s brokenSandbox) brokenSandbox {
+			s.health = func(context.Context) error { return nil }
+			return s
+		})},
+		{"leaks on destroy", "attach after destroy is not found", func(b *broken) {
+			b.destroy = func(context.Context, sandbox.Ref) error { return nil }
+		}},
+		{"leaks processes on destroy", "destroy ends running processes", func(b *broken) {
+			b.destroy = func(context.Context, sandbox.Ref) error { return nil }
+		}},
+		{"loses the kind of a sandbox that is gone", "attach after destroy is not found", func(b *broken) {
+			b.attach = func(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
+				sb, err := b.Provider.Attach(ctx, ref)
+				return sb, kindless(err)
+			}
+		}},
+		{"destroys once only", "destroy twice is fine", func(b *broken) {
+			b.destroy = func(ctx context.Context, ref sandbox.Ref) error {
+				if _, err := b.Provider.Attach(ctx, ref); err != nil {
+					return err
+				}
+				return b.Provider.Destroy(ctx, ref)
+			}
+		}},
+		{"lists everything", "list finds by labels, and only those", func(b *broken) {
+			b.list = func(ctx context.Context, _ map[string]string) ([]sandbox.Info, error) {
+				return b.Provider.List(ctx, nil)
+			}
+		}},
+		{"forgets labels", "list finds by labels, and only those", onSpec(func(s *sandbox.Spec) { s.Labels = nil })},
+		{"destroys when it lets go", "close lets the sandbox live", func(b *broken) {
+			b.attach = func(ctx context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
+				sb, err := b.Provider.Attach(ctx, ref)
+				if err != nil {
+					return nil, err
+				}
+				return closing{sb, b, ref}, nil
+			}
+		}},
+		{"lives for ever", "a deadline destroys the sandbox by itself", onSpec(func(s *sandbox.Spec) {
+			if !s.Deadline.IsZero() {
+				s.Deadline = s.Deadline.Add(time.Hour)
+			}
+		})},
+		{"dies before its time", "a deadline destroys the sandbox by itself", onSpec(func(s *sandbox.Spec) {
+			if !s.Deadline.IsZero() {
+				s.Deadline = s.Deadline.Add(-2 * time.Second)
+			}
+		})},
+		{"keeps the first deadline", "a deadline can be moved, both ways", onSandbox(func(s brokenSandbox) brokenSandbox {
+			s.deadline = func(context.Context, time.Time) error { return nil }
+			return s
+		})},
+
+		{"has every base", "a base that was never frozen is not found", func(b *broken) {
+			b.base = func(context.Context, string) error { return nil }
+		}},
+		{"starts empty from a base", "sandboxes start from a base and do not see each other's writes", onSpec(func(s *sandbox.Spec) { s.Base = "" })},
+		{"has one sandbox for each base", "sandboxes start from a base and do not see each other's writes", onSpec(func(s *sandbox.Spec) {
+			if s.Base != "" {
+				s.Key = s.Base
+			}
+		})},
+		{"freezes anew", "the base that is there first stays", func(b *broken) {
+			newest := map[string]string{}
+			n := 0
+			b.freeze = func(ctx context.Context, ref sandbox.Ref, key string) error {
+				n++
+				newest[key] = fmt.Sprintf("%s.%d", key, n)
+				return b.Provider.Freeze(ctx, ref, newest[key])
+			}
+			b.base = func(ctx context.Context, key string) error { return b.Provider.Base(ctx, newest[key]) }
+			onSpec(func(s *sandbox.Spec) { s.Base = newest[s.Base] })(b)
+		}},
+		{"forgets what a base was made on", "a base can be made on a base", onSpec(func(s *sandbox.Spec) {
+			if strings.HasSuffix(s.Key, "-two") {
+				s.Base = ""
+			}
+		})},
+	}
+	checks := map[string]conformance.Check{}
+	for _, c := range conformance.Checks {
+		checks[c.Name] = c
+	}
+	tried := map[string]bool{}
+	for _, r := range rows {
+		tried[r.caught] = true
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			check, ok := checks[r.caught]
+			if !ok {
+				t.Fatalf("there is no check %q", r.caught)
+			}
+			inner := fake.New(t.TempDir())
+			t.Cleanup(func() {
+				if err := inner.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			b := &broken{Provider: inner}
+			r.spoil(b)
+			// A provider that never lets go of what it should is waited for
+			// in vain; not for a minute.
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			err := check.Run(ctx, b, "broken")
+			if err == nil {
+				t.Errorf("%q did not see it", r.caught)
+			}
+			t.Log(err) // with -v: whether it was seen for the right reason
+		})
+	}
+	for name := range checks {
+		if !tried[name] {
+			t.Errorf("no broken provider shows that %q can fail", name)
+		}
+	}
+}
+
+// errorless keeps a row short; the list of a fake never fails.
+func errorless(ref sandbox.Ref, err error) sandbox.Ref {
+	if err != nil {
+		panic(err)
+	}
+	return ref
+}
+
+func forgetIDs(b *broken) {
+	var n atomic.Int64
+	onSandbox(func(s brokenSandbox) brokenSandbox {
+		inner := s.Sandbox
+		s.start = func(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
+			return inner.Start(ctx, fmt.Sprintf("%s.%d", id, n.Add(1)), cmd)
+		}
+		return s
+	})(b)
+}
+
+// A closing sandbox is destroyed when it is let go.
+type closing struct {
+	sandbox.Sandbox
+	b   *broken
+	ref sandbox.Ref
+}
+
+func (c closing) Close() error { return c.b.Provider.Destroy(context.Background(), c.ref) }
+
+func TestNewWorkerCatchesAProviderThatKeepsItsSandboxesToItself(t *testing.T) {
+	p := fake.New(t.TempDir())
+	defer p.Close()
+	others := 0
+	check := conformance.NewWorker(func() (sandbox.Provider, error) {
+		others++
+		q := fake.New(t.TempDir())
+		t.Cleanup(func() { q.Close() })
+		return q, nil
+	})
+	if err := check.Run(t.Context(), p, "worker"); err == nil {
+		t.Error("a provider in memory passed for one that another worker can follow")
+	}
+	if others != 1 {
+		t.Errorf("%d other workers were made", others)
+	}
+	// One that both workers share passes.
+	if err := conformance.NewWorker(func() (sandbox.Provider, error) { return p, nil }).Run(t.Context(), p, "same"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNamesOfChecksAreSentencesOfTheirOwn(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range conformance.Checks {
+		if seen[c.Name] || c.Name == "" || strings.ToLower(c.Name[:1]) != c.Name[:1] {
+			t.Errorf("name %q", c.Name)
+		}
+		seen[c.Name] = true
+	}
+}
