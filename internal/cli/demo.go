@@ -133,7 +133,7 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	err = runFork(ctx, &env, forkOptions{Wait: true, Output: "table", Plan: fork.Plan{
 		Repo: repo, Prompt: demo.Prompt, Name: "demo", Forks: o.Forks, Model: demoModel, MaxConcurrent: 3, Timeout: 10 * time.Minute,
 		Budget: o.Budget, Provider: "local", Agent: o.Agent, Mounts: mounts,
-		Setup: "go vet ./... && go test ./... >/dev/null; true", // what it compiles, the forks find compiled
+		Setup: demo.Setup, // what it compiles, the forks find compiled
 	}})
 	stop()
 	if e := <-ended; err == nil {
