@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/cgi"
@@ -8,11 +11,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
+	"go.temporal.io/sdk/client"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 )
+
+var update = flag.Bool("update", false, "record the histories that internal/orchestrator replays")
 
 // cmdHostport listens on the host's loopback with a secret behind it, and
 // puts the address into the variable: hostport VAR.
@@ -61,4 +73,48 @@ func cmdBigfile(ts *testscript.TestScript, _ bool, args []string) {
 	if err != nil {
 		ts.Fatalf("%v: %s", err, out)
 	}
+}
+
+// cmdHistory records the history of a run, and of its first forks, for the
+// replay test: history RUN NAME FORKS. It does so only with -update.
+func cmdHistory(ts *testscript.TestScript, _ bool, args []string) {
+	forks, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	if !*update {
+		return
+	}
+	ep, err := endpoint.Read(ts.Getenv("STATE"))
+	ts.Check(err)
+	c, err := client.Dial(client.Options{HostPort: ep.Address})
+	ts.Check(err)
+	defer c.Close()
+	run := strings.TrimSpace(args[0])
+	record(ts, c, run, args[1])
+	for n := 1; n <= forks; n++ {
+		record(ts, c, fmt.Sprintf("%s-fork-%d", run, n), fmt.Sprintf("%s-fork-%d", args[1], n))
+	}
+}
+
+func record(ts *testscript.TestScript, c client.Client, id, name string) {
+	var h historypb.History
+	for it := c.GetWorkflowHistory(context.Background(), id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+		e, err := it.Next()
+		ts.Check(err)
+		h.Events = append(h.Events, e)
+	}
+	b, err := protojson.MarshalOptions{Indent: " "}.Marshal(&h)
+	ts.Check(err)
+	dir := filepath.Join("..", "..", "internal", "orchestrator", "testdata", "history")
+	ts.Check(os.MkdirAll(dir, 0o755))
+	ts.Check(os.WriteFile(filepath.Join(dir, name+".json"), append(b, '\n'), 0o644))
+}
+
+// cmdRunid puts the id of the run in a report into a variable: runid
+// REPORT.json VAR.
+func cmdRunid(ts *testscript.TestScript, _ bool, args []string) {
+	var rep struct {
+		Run string `json:"workflow_id"`
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
+	ts.Setenv(args[1], rep.Run)
 }

@@ -117,7 +117,9 @@ func Serve(ctx context.Context, ln net.Listener, c Control) error {
 		if err = srv.Shutdown(grace); err != nil {
 			err = errors.Join(err, srv.Close())
 		}
-		_ = <-done // http.ErrServerClosed
+		if served := <-done; err == nil {
+			err = served
+		}
 	}
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fault.New(op, fault.Internal, "%w", err)
