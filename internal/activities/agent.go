@@ -92,7 +92,7 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
 	}
 	if a.hostBound(in.Spec.Provider) {
-		spec.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", sandbox.GatewayPort)
+		spec.BaseURL = "http://" + gatewayInside
 	}
 	// What is left of the budget is not said to the agent: the gateway stops
 	// it to the cent, and Claude Code would write the amount into its prompt,

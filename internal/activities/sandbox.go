@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"time"
 
@@ -73,9 +74,12 @@ const healthScript = `set -e
 test "$(git rev-parse HEAD)" = "$COMMIT" || { echo "the workspace is not at $COMMIT" >&2; exit 1; }
 touch "$HOME/.health" && rm "$HOME/.health"
 test -w .
-if [ -n "$PORT" ] && command -v bash >/dev/null; then
-  bash -c 'exec 3<>/dev/tcp/127.0.0.1/'"$PORT" || { echo "the gateway does not answer" >&2; exit 1; }
+if [ -n "$GATEWAY" ] && command -v bash >/dev/null; then
+  bash -c "exec 3<>/dev/tcp/${GATEWAY%:*}/${GATEWAY##*:}" || { echo "the gateway does not answer" >&2; exit 1; }
 fi`
+
+// gatewayInside is where a host-bound sandbox reaches the gateway.
+var gatewayInside = net.JoinHostPort("127.0.0.1", strconv.Itoa(sandbox.GatewayPort))
 
 // HealthCheck verifies that an agent could work in the sandbox.
 func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthCheckInput) (orchestrator.None, error) {
@@ -89,11 +93,11 @@ func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthChec
 	if err := sb.Health(ctx); err != nil {
 		return orchestrator.None{}, fault.Wrap(op, err)
 	}
-	port := ""
+	gateway := ""
 	if a.hostBound(in.Spec.Provider) && a.GatewayAddr != "" {
-		port = strconv.Itoa(sandbox.GatewayPort)
+		gateway = gatewayInside
 	}
-	err = a.script(ctx, sb, "health", healthScript, "COMMIT="+in.Spec.BaseCommit, "PORT="+port)
+	err = a.script(ctx, sb, "health", healthScript, "COMMIT="+in.Spec.BaseCommit, "GATEWAY="+gateway)
 	return orchestrator.None{}, fault.Wrap(op, err)
 }
 

@@ -41,6 +41,10 @@ type memory struct {
 	closed  int
 	pause   [2]time.Duration
 	cleanup bool
+
+	killed     bool          // at the end of the script the run is terminated
+	terminated error         // what Wait says then
+	end        chan struct{} // see over
 }
 
 // step is what one question for progress finds.
@@ -112,6 +116,9 @@ func (m *memory) Progress(_ context.Context, _ string) (fork.Progress, error) {
 	}
 	s := m.now()
 	m.asked++
+	if last := m.asked == len(m.script); last && (m.killed || s.p.Status.Ended()) {
+		close(m.over())
+	}
 	return s.p, s.err
 }
 
@@ -143,10 +150,24 @@ func (m *memory) Live(_ context.Context, _ string, nums []int) (map[int]fork.Liv
 	return live, m.failure
 }
 
-func (m *memory) Wait(_ context.Context, _ string) (fork.Progress, error) {
+func (m *memory) Wait(ctx context.Context, _ string) (fork.Progress, error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.report.Progress, m.failure
+	over := m.over()
+	m.mu.Unlock()
+	select {
+	case <-over:
+		return m.report.Progress, m.terminated
+	case <-ctx.Done():
+		return fork.Progress{}, ctx.Err()
+	}
+}
+
+// over is closed when the script has come to its end.
+func (m *memory) over() chan struct{} {
+	if m.end == nil {
+		m.end = make(chan struct{})
+	}
+	return m.end
 }
 
 func (m *memory) tell(verb, run string) (fork.Progress, error) {

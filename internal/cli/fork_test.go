@@ -252,10 +252,10 @@ func TestForkMakesALocalRepositoryAbsolute(t *testing.T) {
 // started from one must not be of the hook's.
 func TestForkIgnoresTheRepositoryOfAHook(t *testing.T) {
 	s := newSession(t, newMemory())
-	repo, other := newRepo(t, "main"), newRepo(t, "main")
+	repo, other := newRepo(t, "mine"), newRepo(t, "other")
 	t.Setenv("GIT_DIR", filepath.Join(other, ".git"))
 	t.Setenv("GIT_WORK_TREE", other)
-	if got := planOf(t, s, repo, "--prompt", "x"); got.Repo != repo {
+	if got := planOf(t, s, repo, "--prompt", "x", "--branch", "mine"); got.Repo != repo {
 		t.Errorf("repository %s, want %s", got.Repo, repo)
 	}
 }

@@ -62,7 +62,9 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			}
 		})
 	}
-	walk(newRoot((&Env{}).complete()))
+	env := &Env{}
+	Plug(env, Parts{})
+	walk(newRoot(env.complete()))
 	if seen < 25 {
 		t.Errorf("only %d commands were looked at", seen)
 	}

@@ -151,7 +151,7 @@ func (l *logReader) all(ctx context.Context, s sight) error {
 			return err
 		}
 		if status.Ended() {
-			
+			t.ended = true
 			t.lines.Flush(l.line(num))
 		}
 	}

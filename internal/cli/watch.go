@@ -86,28 +86,54 @@ func passing(ctx context.Context, err error) bool {
 // follow calls show after every look, until the run has ended. Show is called
 // from one goroutine.
 func (w *watcher) follow(ctx context.Context, show func(sight)) (fork.Progress, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var through Runs // what closed waits through
+	var closed <-chan error
+	gone := false
 	for {
-		err := w.patiently(ctx, show, w.look)
-		if err != nil {
+		if err := w.patiently(ctx, show, w.look); err != nil {
 			return w.last.Progress, err
 		}
 		show(w.last)
 		if w.last.Progress.Status.Ended() {
-			break
+			return w.last.Progress, nil
 		}
-		if err := pause(ctx, w.env.timing.poll); err != nil {
-			return w.last.Progress, err
+		if gone {
+			return w.last.Progress, fault.New("", fault.Cancelled, "run %s was ended from outside, before its forks had ended", w.run).
+				Hinted("Temporal's own records say by whom. What its forks left is removed by: %s cleanup", program)
+		}
+		if through != w.runs {
+			through, closed = w.runs, w.closing(ctx)
+		}
+		timer := time.NewTimer(w.env.timing.poll)
+		select {
+		case err := <-closed:
+			// It has ended, and says so the next time it is looked at, or
+			// never: one that was terminated in Temporal can say nothing.
+			gone = false
+			if err != nil && ctx.Err() == nil && !passing(ctx, err) {
+				timer.Stop()
+				return w.last.Progress, err
+			}
+			through, closed = nil, nil
+			<-timer.C
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return w.last.Progress, ctx.Err()
 		}
 	}
-	// Every fork has ended; the run itself may still be putting things away.
-	err := w.patiently(ctx, show, func(ctx context.Context) error {
-		p, err := w.runs.Wait(ctx, w.run)
-		if err == nil {
-			w.last.Progress = p
-		}
-		return err
-	})
-	return w.last.Progress, err
+}
+
+// closing waits, beside the looks, for Temporal to close the run.
+func (w *watcher) closing(ctx context.Context) <-chan error {
+	runs, done := w.runs, make(chan error, 1)
+	go func() {
+		_, err := runs.Wait(ctx, w.run)
+		done <- err
+	}()
+	return done
 }
 
 // look asks once.

@@ -173,6 +173,27 @@ func TestWatchGivesUpInTheEnd(t *testing.T) {
 	}
 }
 
+// Whoever terminates a run in Temporal itself leaves one that says "running"
+// for ever when it is asked.
+func TestWatchEndsWithARunThatWasTerminated(t *testing.T) {
+	for _, c := range []struct {
+		says error
+		want string
+	}{
+		{nil, "was ended from outside"},
+		{fault.New("", fault.Cancelled, "the run was terminated by root"), "terminated by root"},
+	} {
+		m := twoForks()
+		m.order = []string{testRun}
+		m.script, m.killed, m.terminated = m.script[:3], true, c.says
+		s := newSession(t, m)
+		s.want(t, exitFailed, "status", "@last", "--watch")
+		if !strings.Contains(s.errors.String(), c.want) {
+			t.Errorf("stderr %s", &s.errors)
+		}
+	}
+}
+
 func TestWatchEndsAtOnceWithWhatWillNotPass(t *testing.T) {
 	m := twoForks()
 	m.order = []string{testRun}

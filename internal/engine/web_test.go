@@ -4,6 +4,7 @@ package engine
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"

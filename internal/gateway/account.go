@@ -68,6 +68,7 @@ type forkAccount struct {
 	num    int
 	grant  *grant // the one that is good; nil: none
 	active int    // calls that a handler works on
+	noted  int64  // refusals for other reasons than money, and failures, since the start
 	dense  bool   // a prompt of this fork had more tokens than were reserved for it
 }
 

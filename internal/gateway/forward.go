@@ -227,7 +227,7 @@ func (f *forwarding) unanswered(err error) {
 		r = refuse(http.StatusGatewayTimeout, "timeout_error", "The model API did not answer in time.")
 	default:
 		// The agent is not told more: the text may name hosts of this network.
-		f.g.log.Warn("the model API cannot be reached", "run", f.fork.run.name, "fork", f.fork.num, "error", f.cred.redact(err.Error()))
+		f.g.note(f.fork, "the model API cannot be reached", "error", f.cred.redact(err.Error()))
 	}
 	r.write(f.w)
 }
@@ -254,7 +254,7 @@ func (f *forwarding) refusedUpstream(res *http.Response, body io.Reader) {
 	responseHeader(h, res.Header, f.cred)
 	if res.StatusCode == http.StatusUnauthorized {
 		h.Set("X-Should-Retry", "false")
-		f.g.log.Info("the model API refuses the key", "run", f.fork.run.name, "fork", f.fork.num)
+		f.g.note(f.fork, "the model API refuses the key")
 	}
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	f.w.WriteHeader(res.StatusCode)

@@ -74,6 +74,17 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.run()
 }
 
+// note logs what an agent can bring about as often as it likes.
+func (g *Gateway) note(f *forkAccount, what string, args ...any) {
+	g.mu.Lock()
+	f.noted++
+	n := f.noted
+	g.mu.Unlock()
+	if seldom(n) {
+		g.log.Info(what, append([]any{"run", f.run.name, "fork", f.num, "noted", n}, args...)...)
+	}
+}
+
 func shorten(s string) string { return s[:min(len(s), 200)] }
 
 // admit finds out whose call it is, and takes one of the fork's places.
@@ -231,7 +242,7 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	for _, name := range q.models() {
 		if _, known := g.prices.lookup(name); !known && !g.allowUnpriced {
 			why = "The model " + strconv.Quote(shorten(name)) + " has no price, so calls to it cannot be metered."
-			g.log.Info("call refused: unpriced model", "run", gr.fork.run.name, "fork", gr.fork.num, "model", shorten(name))
+			g.note(gr.fork, "call refused: unpriced model", "model", shorten(name))
 			return forbid(http.StatusNotFound, "not_found_error", why)
 		}
 	}
@@ -245,6 +256,6 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	default:
 		return nil
 	}
-	g.log.Info("call refused: unpriced feature", "run", gr.fork.run.name, "fork", gr.fork.num, "why", why)
+	g.note(gr.fork, "call refused: unpriced feature", "why", why)
 	return forbid(http.StatusForbidden, "permission_error", why)
 }

@@ -176,8 +176,10 @@ var (
 	wordDelta = []byte(`"message_delta"`)
 	wordStop  = []byte(`"message_stop"`)
 	wordError = []byte(`"error"`)
-	wordBlock = []byte(`"content_block_delta"`)
-	wordOpen  = []byte(`"content_block_start"`)
+	wordBlock = []byte(`"content_block_`) // delta or start
+
+	// What carries output, the most frequent first.
+	wordsOutput = [][]byte{[]byte(`"text":`), []byte(`"partial_json":`), []byte(`"thinking":`), []byte(`"signature":`), []byte(`"data":`), []byte(`"name":`)}
 )
 
 // event takes one line.
@@ -237,11 +239,11 @@ func (s *stream) add(u *usage) {
 func delta(line []byte) int64 {
 	const head = 160 // an event names its type before its content
 	h := line[:min(len(line), head)]
-	if !bytes.Contains(h, wordBlock) && !bytes.Contains(h, wordOpen) {
+	if !bytes.Contains(h, wordBlock) {
 		return 0
 	}
-	for _, key := range [][]byte{[]byte(`"text":`), []byte(`"thinking":`), []byte(`"partial_json":`), []byte(`"signature":`), []byte(`"data":`), []byte(`"name":`)} {
-		if i := bytes.LastIndex(h, key); i >= 0 {
+	for _, key := range wordsOutput {
+		if i := bytes.Index(h, key); i >= 0 {
 			return int64(max(len(line)-i-len(key)-len(` ""}}`), 1))
 		}
 	}

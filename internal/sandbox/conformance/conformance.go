@@ -96,8 +96,20 @@ const lifetime = 10 * time.Minute
 // limit bounds what is read from a sandbox.
 const limit = 32 << 20
 
-// failed makes the error of a check.
-func failed(format string, args ...any) error { return fmt.Errorf(format, args...) }
+// failed makes the error of a check. What a sandbox said is cut: an error is
+// for people.
+func failed(format string, args ...any) error {
+	const most = 400
+	for i, a := range args {
+		switch v := a.(type) {
+		case string:
+			args[i] = v[:min(len(v), most)]
+		case []byte:
+			args[i] = v[:min(len(v), most)]
+		}
+	}
+	return fmt.Errorf(format, args...)
+}
 
 // wantKind checks the kind of an error that must be one.
 func wantKind(what string, err error, want fault.Kind) error {

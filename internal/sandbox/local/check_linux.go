@@ -58,7 +58,7 @@ func Check(ctx context.Context, o Options) []Finding {
 	o.Dir = dir
 	defer func() { _ = os.RemoveAll(dir) }() // empty but for folders and locks of ours
 	p := New(o)
-	who := "agents run as uid " + "the worker's own, in a user namespace of that one id"
+	who := "agents run as the worker's own uid, in a user namespace of that one id"
 	if id := currentIdentity(); id.Root {
 		who = "agents run as an id that owns nothing on the host"
 	}

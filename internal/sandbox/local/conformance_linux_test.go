@@ -1,7 +1,11 @@
 package local
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -9,15 +13,53 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	o := testOptions(t.TempDir())
-	p := New(o)
-	checks := append(conformance.Checks[:len(conformance.Checks):len(conformance.Checks)],
-		conformance.NewWorker(func() (sandbox.Provider, error) { return New(o), nil }))
-	for i, check := range checks {
-		t.Run(check.Name, func(t *testing.T) {
-			if err := check.Run(t.Context(), p, fmt.Sprintf("c%d", i)); err != nil {
-				t.Error(err)
-			}
-		})
+	p := newProvider(t)
+	another := func() (sandbox.Provider, error) { return New(testOptions(p.dir)), nil }
+	checks := append([]conformance.Check{conformance.NewWorker(another)}, conformance.Checks...)
+	t.Run("checks", func(t *testing.T) {
+		for i, check := range checks {
+			t.Run(check.Name, func(t *testing.T) {
+				t.Parallel()
+				if err := check.Run(t.Context(), p, fmt.Sprintf("check-%d", i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+}
+
+// ordinaryUser is nobody in particular.
+const ordinaryUser = 64321
+
+// TestAllOfThisAsAnOrdinaryUser runs every other test of the package again in
+// a process that is not root.
+func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("this already is an ordinary user")
+	}
+	// Not below t.TempDir, which is closed to others.
+	dir, err := os.MkdirTemp("/tmp", "sandbox-ordinary-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, ordinaryUser, ordinaryUser); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-test.skip=" + t.Name(), "-test.timeout=5m", "-test.v=" + fmt.Sprint(testing.Verbose())}
+	if testing.Short() {
+		args = append(args, "-test.short")
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
+	cmd.Env, cmd.Dir = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir), dir
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}
+	err = cmd.Run()
+	if err != nil || testing.Verbose() {
+		t.Logf("as an ordinary user:\n%s", out.Bytes())
+	}
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -60,23 +60,26 @@ func (in *initProcess) beginWrite(token uint64, name string) (*os.File, error) {
 	defer unix.Close(root)
 	fd, err := tree{root}.parent(name)
 	if err != nil {
-		if fault := pathFault(op, err); !isMissing(fault) {
-			return nil, fault
-		}
-		// A file stands where a folder should: nothing is missing.
-		return nil, fault.New(op, fault.Invalid, "%w", err)
+		return nil, writeFault(op, err)
 	}
 	w := &write{dir: os.NewFile(uintptr(fd), path.Dir(name)), temp: ".upload-" + rand.Text(), name: path.Base(name)}
 	f, err := unix.Openat(fd, w.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		w.dir.Close()
-		return nil, pathFault(op, &os.PathError{Op: "create", Path: name, Err: err})
+		return nil, writeFault(op, &os.PathError{Op: "create", Path: name, Err: err})
 	}
 	in.writes[token] = w
 	return os.NewFile(uintptr(f), name), nil
 }
 
-func isMissing(err error) bool { return fault.KindOf(err) == fault.NotFound }
+// writeFault is pathFault for a file that is to be made: what is missing then
+// is no file but a way to make one.
+func writeFault(op string, err error) error {
+	if err := pathFault(op, err); fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	return fault.New(op, fault.Invalid, "%w", err)
+}
 
 // endWrite gives the file its name, or takes it away again.
 func (in *initProcess) endWrite(token uint64, keep bool) error {
@@ -94,10 +97,7 @@ func (in *initProcess) endWrite(token uint64, keep bool) error {
 			return nil
 		}
 		_ = unix.Unlinkat(fd, w.temp, 0) // the rename says what is wrong
-		if isMissing(pathFault(op, err)) {
-			return fault.New(op, fault.Invalid, "the agent took %q away while it was written", w.name)
-		}
-		return pathFault(op, &os.PathError{Op: "rename", Path: w.name, Err: err})
+		return writeFault(op, &os.PathError{Op: "rename", Path: w.name, Err: err})
 	}
 	_ = unix.Unlinkat(fd, w.temp, 0) // nobody wants it; that it is gone is as good
 	return nil

@@ -192,7 +192,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	}
 	defer heard.Close()
 	cmd := &exec.Cmd{
-		Path: program, Args: append(append([]string{}, p.supervisor...), "run", box.path),
+		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
 		Env: []string{}, // not ours: it holds keys
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
@@ -310,10 +310,7 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 	}
 	life, err := box.life(ctx, false)
 	if errors.Is(err, errLocked) {
-		b := &attached{folder: box, handle: h, p: p}
-		asked, cancel := context.WithTimeout(ctx, patience)
-		_, err = b.ask(asked, op, request{Op: opDestroy})
-		cancel()
+		err = p.askToEnd(ctx, op, &attached{folder: box, handle: h, p: p})
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			if ctx.Err() != nil {
 				return err
@@ -333,6 +330,21 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 		return nil
 	}
 	return box.bury(ctx, p.dir)
+}
+
+// askToEnd has the supervisor destroy the sandbox. One that does not even say
+// hello is not waited for: what it would do can be done without it.
+func (p *Provider) askToEnd(ctx context.Context, op string, a *attached) error {
+	brief, cancel := context.WithTimeout(ctx, 2*time.Second)
+	_, err := a.hello(brief, op)
+	cancel()
+	if err != nil {
+		return err
+	}
+	long, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	_, err = a.ask(long, op, request{Op: opDestroy})
+	return err
 }
 
 // destroyTrash waits for a supervisor that is just removing the sandbox, or

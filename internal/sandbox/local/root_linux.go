@@ -200,8 +200,21 @@ func (t tree) folder(p string) error {
 		return err
 	}
 	defer unix.Close(parent)
-	if err := unix.Mkdirat(parent, path.Base(p), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.Mkdirat(parent, path.Base(p), 0o755); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
 		return &os.PathError{Op: "mkdir", Path: p, Err: err}
+	}
+	// In the agent's home a folder is the agent's, whoever makes it.
+	var st unix.Stat_t
+	if err := unix.Fstat(parent, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path.Dir(p), Err: err}
+	}
+	if int(st.Uid) != unix.Getuid() && st.Uid == agentID {
+		if err := unix.Fchownat(parent, path.Base(p), agentID, agentID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "chown", Path: p, Err: err}
+		}
 	}
 	return nil
 }

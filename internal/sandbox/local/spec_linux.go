@@ -27,7 +27,6 @@ type record struct {
 	Dir      string            `json:"dir"`               // the state folder
 	Layers   []string          `json:"layers,omitempty"`  // keys of bases, uppermost first
 	Identity identity          `json:"identity"`
-	Argv     []string          `json:"argv"` // how this program is told to run Supervise
 }
 
 const recordVersion = 1
@@ -78,7 +77,7 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	slices.SortFunc(mounts, func(a, b sandbox.Mount) int { return strings.Compare(a.Target, b.Target) })
 	return record{
 		Version: recordVersion, Key: s.Key, Instance: newInstance(), Created: time.Now().UTC(), Deadline: s.Deadline,
-		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Identity: currentIdentity(), Argv: p.supervisor,
+		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Identity: currentIdentity(),
 	}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,23 +26,31 @@ import (
 // one sandbox until the sandbox is gone, or, started again by the supervisor
 // inside the new namespaces, the sandbox's first process. It returns the exit
 // code of the program. Only a [Provider] calls the program, with arguments of
-// its own.
+// its own; args must be the last of the program's, as they came.
 func Supervise(args []string) int {
 	switch {
-	case len(args) == 2 && args[0] == "run":
-		return supervisorMain(args[1])
-	case len(args) == 1 && args[0] == "init":
+	case len(args) == 2 && args[0] == runWord:
+		// What stands before args on the command line leads here again.
+		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
+	case len(args) == 1 && args[0] == initWord:
 		return initMain()
 	}
 	fmt.Fprintln(os.Stderr, "This program owns one local sandbox. The worker starts it; there is nothing to do with it by hand.")
 	return 2
 }
 
+// The arguments of Supervise.
+const (
+	runWord  = "run"
+	initWord = "init"
+)
+
 // patience bounds what a supervisor waits for the kernel while it tidies up.
 const patience = 30 * time.Second
 
 // A supervisor owns one sandbox.
 type supervisor struct {
+	argv   []string // how this program is told to run Supervise
 	record record
 	box    *folder
 	log    *slog.Logger
@@ -63,7 +72,7 @@ type supervisor struct {
 	serving   sync.WaitGroup
 }
 
-func supervisorMain(path string) int {
+func supervisorMain(argv []string, path string) int {
 	// Init dies with the thread that started it. This one lives as long as
 	// the program.
 	runtime.LockOSThread()
@@ -82,6 +91,7 @@ func supervisorMain(path string) int {
 
 	s, err := newSupervisor(path, log)
 	if err == nil {
+		s.argv = append([]string{filepath.Base(argv[0])}, argv[1:]...)
 		err = s.open()
 	}
 	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err)})
@@ -234,9 +244,8 @@ func (s *supervisor) startInit(group *os.File) error {
 	defer theirs.Close()
 	s.orders.open(ours, s.initDone)
 	start := func() error {
-		argv := append([]string{filepath.Base(s.record.Argv[0])}, s.record.Argv[1:]...)
 		s.init = &exec.Cmd{
-			Path: "/proc/self/exe", Args: append(argv, "init"), Env: []string{}, Dir: "/",
+			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: []string{}, Dir: "/",
 			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
 			SysProcAttr: initAttr(s.record.Identity),
 		}
