@@ -44,7 +44,7 @@ func main() {
 		IsTerminal: isTerminal, Version: version,
 	}
 	cli.Plug(env, cli.Parts{
-		StartServer: startServer, Sweep: engine.Sweep, Providers: providers, Executable: os.Executable,
+		StartServer: startServer, Sweep: engine.Sweep, Providers: providers, CheckHost: checkHost, Executable: os.Executable,
 	})
 	code := cli.Main(ctx, env)
 	stop()
@@ -57,6 +57,19 @@ func providers(dir string, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
 		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Logger: log}),
 	)
+}
+
+// checkHost says what the local provider needs and this host does not have.
+func checkHost(ctx context.Context, dir string) []cli.Finding {
+	var all []cli.Finding
+	for _, f := range local.Check(ctx, local.Options{Dir: dir, Supervisor: supervisor(), Logger: slog.New(slog.DiscardHandler)}) {
+		health := cli.Good
+		if !f.OK {
+			health = cli.Bad
+		}
+		all = append(all, cli.Finding{Name: f.Name, Health: health, Text: f.Text, Hint: f.Hint})
+	}
+	return all
 }
 
 // supervisor is how a local sandbox's supervisor is started: the small program

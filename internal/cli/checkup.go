@@ -24,7 +24,7 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 	_, err := home(cfg)
 	add("state folder", err, cfg.Home)
 	if p.parts.CheckHost != nil && err == nil {
-		all = append(all, p.parts.CheckHost(ctx, cfg.Home)...)
+		all = append(all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
 	}
 	if path, err := p.program(cfg)("claude"); err != nil {
 		all = append(all, Finding{Name: "claude", Health: Poor, Text: "Claude Code is not on PATH",

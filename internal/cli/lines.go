@@ -15,10 +15,11 @@ const lineGap = time.Second
 
 // lines shows a run as plain lines, one for each thing that changed.
 type lines struct {
-	w       io.Writer
-	forks   []lineState // by number - 1
-	paused  bool
-	trouble bool
+	w         io.Writer
+	forks     []lineState // by number - 1
+	preparing bool        // was said
+	paused    bool
+	trouble   bool
 }
 
 // lineState is what is known of one fork and what was said of it.
@@ -41,6 +42,10 @@ func (l *lines) show(s sight) {
 	if l.trouble {
 		fmt.Fprintln(l.w, "Temporal answers again")
 		l.trouble = false
+	}
+	if s.Progress.Preparing && !l.preparing {
+		l.preparing = true
+		fmt.Fprintln(l.w, "preparing the base that the forks start from")
 	}
 	if s.Progress.Paused != l.paused {
 		l.paused = s.Progress.Paused

@@ -94,7 +94,10 @@ func (m liveModel) View() string {
 func (m liveModel) headline() string {
 	p := m.sight.Progress
 	state := "running"
-	if p.Paused {
+	switch {
+	case p.Preparing:
+		state = "preparing the base"
+	case p.Paused:
 		state = "paused"
 	}
 	money := dollars(m.sight.spent())

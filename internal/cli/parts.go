@@ -75,6 +75,9 @@ type plugged struct {
 // home makes sure that the state folder is there and ours.
 func home(cfg *config.Config) (*config.Config, error) { return cfg, endpoint.Prepare(cfg.Home) }
 
+// sandboxDir is where providers keep the state of their sandboxes.
+func sandboxDir(cfg *config.Config) string { return filepath.Join(cfg.Home, "sandboxes") }
+
 func (p *plugged) providers(cfg *config.Config, log *slog.Logger) sandbox.Set {
-	return p.parts.Providers(filepath.Join(cfg.Home, "sandboxes"), log)
+	return p.parts.Providers(sandboxDir(cfg), log)
 }

@@ -57,7 +57,8 @@ type Progress struct {
 	Run       string   `json:"workflow_id"`
 	Name      string   `json:"name,omitempty"`
 	Repo      string   `json:"repo"`
-	Status    Status   `json:"status"` // Running until every fork has ended
+	Status    Status   `json:"status"`              // Running until every fork has ended
+	Preparing bool     `json:"preparing,omitempty"` // what the forks start from is being made
 	Paused    bool     `json:"paused,omitempty"`
 	Total     int      `json:"total_forks"`
 	Pending   int      `json:"pending"`

@@ -16,8 +16,8 @@
 //
 // A budget holds as long as no call costs more than was reserved for it. The
 // number of output tokens is bounded exactly, by max_tokens. The number of
-// input tokens is estimated from the body's size; see [estimate] for what is
-// assumed and for what happens to a fork whose calls turn out denser.
+// input tokens is estimated from the body's size; the comment of estimate says
+// what is assumed, and what happens to a fork whose calls turn out denser.
 package gateway
 
 import (

@@ -43,6 +43,7 @@ func Orchestration(ctx workflow.Context, plan fork.Plan) (fork.Progress, error) 
 	}
 
 	base, err := r.prepare()
+	r.prepared = true
 	if err == nil {
 		r.forkAll(base)
 	} else {
@@ -72,6 +73,7 @@ type run struct {
 	stop   workflow.CancelFunc
 
 	results   []fork.Result // by number - 1
+	prepared  bool
 	active    int
 	paused    bool
 	cancelled bool
@@ -244,7 +246,7 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 // progress counts where the forks stand.
 func (r *run) progress(ctx workflow.Context) fork.Progress {
 	p := fork.Progress{
-		Run: r.id, Name: r.plan.Name, Repo: r.plan.Repo, Status: fork.Running, Paused: r.paused,
+		Run: r.id, Name: r.plan.Name, Repo: r.plan.Repo, Status: fork.Running, Preparing: !r.prepared, Paused: r.paused,
 		Total: len(r.results), Budget: r.plan.Budget, Statuses: make([]fork.Status, len(r.results)),
 	}
 	count := map[fork.Status]int{}

@@ -47,7 +47,7 @@ func large(t *testing.T, size int) string {
 }
 
 // slow passes requests on to a server and lets a part of the answer through
-// until it is told to go on.
+// until it is told to let go: then those connections break, and new ones work.
 func slow(t *testing.T, to string, part int64) (addr string, release func(), stalled func() bool) {
 	t.Helper()
 	target, err := url.Parse(to)
@@ -64,7 +64,7 @@ func slow(t *testing.T, to string, part int64) (addr string, release func(), sta
 	}
 	srv := httptest.NewServer(proxy)
 	t.Cleanup(func() { open.Store(true); srv.CloseClientConnections(); srv.Close() })
-	return srv.URL, func() { open.Store(true) }, waits.Load
+	return srv.URL, func() { open.Store(true); srv.CloseClientConnections() }, waits.Load
 }
 
 type stall struct {

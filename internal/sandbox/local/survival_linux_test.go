@@ -186,8 +186,9 @@ func TestCreateFinishesWhatAKilledWorkerBegan(t *testing.T) {
 		b, err := os.ReadFile(filepath.Join(p.boxPath("half"), specFile))
 		return err == nil && json.Unmarshal(b, &before) == nil
 	})
+	eventually(t, "the supervisor is started", func() bool { return processesNaming(t, p.boxPath("half")) > 0 })
 	kill()
-	// The supervisor has not begun, and must not have to die for a lock.
+	// The supervisor has not begun: the next worker has to wait for it.
 	made := make(chan sandbox.Ref, 1)
 	go func() {
 		ref, err := p.Create(context.Background(), testSpec("half"))
