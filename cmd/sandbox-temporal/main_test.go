@@ -43,7 +43,7 @@ func TestSessions(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
-			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "runid": cmdRunid,
+			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "runid": cmdRunid,
 		},
 	})
 }

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,4 +119,19 @@ func cmdRunid(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
 	ts.Setenv(args[1], rep.Run)
+}
+
+// cmdFetch reads the engine's metrics or its web page: fetch metrics|ui REGEXP.
+func cmdFetch(ts *testscript.TestScript, _ bool, args []string) {
+	ep, err := endpoint.Read(ts.Getenv("STATE"))
+	ts.Check(err)
+	url := map[string]string{"metrics": ep.Metrics, "ui": ep.UI}[args[0]]
+	res, err := http.Get(url)
+	ts.Check(err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	ts.Check(err)
+	if res.StatusCode != http.StatusOK || !regexp.MustCompile("(?m)"+args[1]).Match(body) {
+		ts.Fatalf("%s: %s\n%s", url, res.Status, body)
+	}
 }

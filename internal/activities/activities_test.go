@@ -55,6 +55,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 		"write": ` + fmt.Sprintf(step, "echo more >> a.txt") + `,
 		"slow": ` + fmt.Sprintf(step, "echo more >> a.txt; sleep 2") + `,
 		"endless": ` + fmt.Sprintf(step, "sleep 1000") + `,
+		"hung": {"steps": [{"text": "Never.", "delay": "10m"}]},
 		"idle": {"steps": [{"text": "Nothing to do."}]}
 	}`))
 	if err != nil {
@@ -272,6 +273,25 @@ func TestAgentIsStoppedWhenItsTimeIsUp(t *testing.T) {
 	}
 	if _, ended, err := p.Exit(t.Context()); !ended || err != nil {
 		t.Errorf("the agent lives: %v, %v", ended, err)
+	}
+}
+
+func TestCallUnderWayAtTheEndIsInTheFinalAccount(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	spec, ref := w.start(t, plan("", "Play @script hung"))
+	in := runInput(spec, ref)
+	in.Deadline = time.Now().Add(2 * time.Second)
+	if out, err := w.RunAgent(t.Context(), in); err != nil || out.Status != fork.TimedOut {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	final, err := w.CleanupSandbox(t.Context(), orchestrator.CleanupSandboxInput{Ref: ref, Provider: spec.Provider, Run: spec.Run, Num: 1})
+	if err != nil || final.Usage.Cost <= 0 {
+		t.Errorf("%+v, %v: the call may have cost something", final, err)
+	}
+	again, err := w.CleanupSandbox(t.Context(), orchestrator.CleanupSandboxInput{Ref: ref, Provider: spec.Provider, Run: spec.Run, Num: 1})
+	if err != nil || again != final {
+		t.Errorf("%+v and then %+v, %v: the final account changed", final, again, err)
 	}
 }
 

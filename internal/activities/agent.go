@@ -25,7 +25,7 @@ import (
 const (
 	taskFile   = sandbox.Home + "/.sandbox-task"
 	pollEvery  = 250 * time.Millisecond
-	graceOfInt = 2 * time.Second // an interrupted agent says its last words within this
+	graceOfInt = 1500 * time.Millisecond // an interrupted agent says its last words within this
 )
 
 // RunAgent runs the agent to its end: it starts it, or finds the one that an

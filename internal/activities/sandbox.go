@@ -134,6 +134,10 @@ func (a *Activities) ExecuteCommand(ctx context.Context, in orchestrator.Execute
 	return orchestrator.ExecuteCommandOutput{ExitCode: exit.Code, Stdout: string(stdout), Stderr: string(stderr)}, nil
 }
 
+// settleTime is how long a call that was under way when its agent was stopped
+// may go on to tell what it costs. A cancel answers within five seconds.
+const settleTime = 1500 * time.Millisecond
+
 // CleanupSandbox frees everything the fork had and closes its account. A
 // second call, or one for a fork that had nothing, is no error.
 func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.CleanupSandboxInput) (orchestrator.CleanupSandboxOutput, error) {
@@ -167,6 +171,9 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	}
 	// The account is closed last: what the agent asked for until its end is in it.
 	if err := a.Gateway.Revoke(ctx, in.Run, in.Num); err != nil {
+		return out, fault.Wrap(op, err)
+	}
+	if err := a.Gateway.Settle(ctx, in.Run, in.Num, settleTime); err != nil {
 		return out, fault.Wrap(op, err)
 	}
 	spent, err := a.Gateway.Usage(ctx, in.Run, in.Num)

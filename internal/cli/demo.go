@@ -35,7 +35,7 @@ func (p *plugged) newDemo(env *Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "demo",
 		GroupID: groupService,
-		Short:   "See it work, without an account: real agents, a scripted model",
+		Short:   "See it work without an account, on a scripted model",
 		Long: `Demo gives a small Go repository with a failing test to three agents. Engine,
 sandboxes, budget, git and the agents are the real ones; the model that answers
 them is a script, so it costs nothing and needs no account and no network.
@@ -55,7 +55,7 @@ repository stays for you to look at; everything else is removed.` + exits(ofRuns
 	}
 	fs := cmd.Flags()
 	fs.VarP(newNumber(&o.Forks, 3), "forks", "f", "how many agents get the task")
-	fs.StringVar(&o.Agent, "agent", "", "who does the work: claude or mini (default: claude when it is\ninstalled)")
+	fs.StringVar(&o.Agent, "agent", "", "who does the work: claude or mini (default: claude when it is installed)")
 	fs.StringVar(&budget, "budget", "1", "the budget of the run, in (imagined) `USD`")
 	fs.BoolVar(&o.Keep, "keep", false, "keep the engine's state folder too")
 	return cmd

@@ -57,6 +57,9 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 			t.Errorf("%s: does not say how many arguments it wants", path)
 		}
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Hidden {
+				return
+			}
 			if f.Usage == "" || unicode.IsUpper(rune(f.Usage[0])) || strings.HasSuffix(f.Usage, ".") {
 				t.Errorf("%s: --%s is not explained in a lower-case line: %q", path, f.Name, f.Usage)
 			}

@@ -29,7 +29,7 @@ func (p *plugged) newUp(env *Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "up",
 		GroupID: groupService,
-		Short:   "Start the engine: Temporal, its web page, a worker and the gateway",
+		Short:   "Start the engine: Temporal, web page, worker and gateway",
 		Long: `Up starts the engine of this host: a Temporal server with its web page, a
 worker, the gateway to the model and the metrics, all in one process with its
 state in one folder. Commands start it by themselves when they need it.
@@ -50,9 +50,9 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 		},
 	}
 	fs := cmd.Flags()
-	fs.Int("port", 7233, "Temporal's gRPC `PORT`; 0: any free one")
-	fs.Int("ui-port", 8080, "the web page's `PORT`; 0: any free one")
-	fs.Int("metrics-port", 9090, "the metrics' `PORT`; 0: any free one")
+	fs.Int("port", 7233, "the `PORT` of Temporal's gRPC; 0: any free one")
+	fs.Int("ui-port", 8080, "the `PORT` of the web page; 0: any free one")
+	fs.Int("metrics-port", 9090, "the `PORT` of the metrics; 0: any free one")
 	fs.BoolVar(&o.Detach, "detach", false, "start it in the background and return when it is ready")
 	fs.StringVar(&o.LogFile, "log-file", "", "")
 	_ = fs.MarkHidden("log-file")
@@ -173,7 +173,7 @@ func (p *plugged) newDown(env *Env) *cobra.Command {
 		Short:   "Stop the engine",
 		Long: `Down stops the engine of this host. Runs are not lost: they go on when an
 engine is started again, and their agents keep working for as long as they can
-do without the model.` + exits(exitOK, exitFailed, exitDenied),
+do without the model.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 		Example: `  sandbox-temporal down`,
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -111,7 +111,7 @@ func (w *watcher) follow(ctx context.Context, show func(sight)) (fork.Progress, 
 		case err := <-closed:
 			// It has ended, and says so the next time it is looked at, or
 			// never: one that was terminated in Temporal can say nothing.
-			gone = false
+			gone = err == nil
 			if err != nil && ctx.Err() == nil && !passing(ctx, err) {
 				timer.Stop()
 				return w.last.Progress, err

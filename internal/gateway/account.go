@@ -41,9 +41,10 @@ func hashToken(token string) tokenHash { return sha256.Sum256([]byte(token)) }
 
 // A grant is a token that was given out.
 type grant struct {
-	hash    tokenHash
-	fork    *forkAccount
-	revoked bool
+	hash     tokenHash
+	fork     *forkAccount
+	patience context.Context // the fork's, when the token was given out
+	revoked  bool
 }
 
 // A purse is one budget and what was taken from it.
@@ -66,10 +67,14 @@ type forkAccount struct {
 	purse
 	run    *runAccount
 	num    int
-	grant  *grant // the one that is good; nil: none
-	active int    // calls that a handler works on
-	noted  int64  // refusals for other reasons than money, and failures, since the start
-	dense  bool   // a prompt of this fork had more tokens than were reserved for it
+	grant  *grant        // the one that is good; nil: none
+	active int           // calls that a handler works on
+	quiet  chan struct{} // closed when active is 0 again; nil: nobody waits for that
+	noted  int64         // refusals for other reasons than money, and failures, since the start
+	dense  bool          // a prompt of this fork had more tokens than were reserved for it
+
+	patience context.Context // done when calls under way are to be cut off; see Settle
+	cut      context.CancelFunc
 }
 
 // purses lists the budgets that a fork's call is paid from.
@@ -86,6 +91,7 @@ func (g *Gateway) account(run string, num int) *forkAccount {
 	f := r.forks[num]
 	if f == nil {
 		f = &forkAccount{run: r, num: num}
+		f.patience, f.cut = context.WithCancel(context.Background())
 		r.forks[num] = f
 	}
 	return f
@@ -118,7 +124,7 @@ func (g *Gateway) restore(ctx context.Context) error {
 			p.spent.Refused += row.refused
 		}
 		f.budget, f.run.budget = row.account.ForkBudget, row.account.RunBudget
-		gr := &grant{hash: row.hash, fork: f, revoked: row.revoked}
+		gr := &grant{hash: row.hash, fork: f, patience: f.patience, revoked: row.revoked}
 		g.tokens[row.hash] = gr
 		if !row.revoked {
 			f.grant = gr
@@ -161,7 +167,10 @@ func (g *Gateway) Grant(ctx context.Context, a Account) (token string, err error
 	defer g.mu.Unlock()
 	f := g.account(a.Run, a.Fork)
 	f.dismiss()
-	f.grant = &grant{hash: hash, fork: f}
+	if f.patience.Err() != nil { // the account was settled and is opened again
+		f.patience, f.cut = context.WithCancel(context.Background())
+	}
+	f.grant = &grant{hash: hash, fork: f, patience: f.patience}
 	f.budget, f.run.budget = a.ForkBudget, a.RunBudget
 	g.tokens[hash] = f.grant
 	g.serve(f.run)
@@ -187,6 +196,31 @@ func (g *Gateway) Revoke(ctx context.Context, run string, num int) error {
 	}
 	g.mu.Unlock()
 	return fault.Wrap(op, g.record(g.ledger.revokeFork(run, num, time.Now())))
+}
+
+// Settle returns when no call of the fork is under way, so that what Usage
+// says after a Revoke is final. Calls that go on for longer than patience are
+// cut off then, and charged as those are whose end nobody saw.
+func (g *Gateway) Settle(ctx context.Context, run string, num int, patience time.Duration) error {
+	g.mu.Lock()
+	r := g.runs[run]
+	if r == nil || r.forks[num] == nil || r.forks[num].active == 0 {
+		g.mu.Unlock()
+		return nil
+	}
+	f := r.forks[num]
+	if f.quiet == nil {
+		f.quiet = make(chan struct{})
+	}
+	quiet, cut := f.quiet, f.cut
+	g.mu.Unlock()
+	defer time.AfterFunc(patience, cut).Stop()
+	select {
+	case <-quiet:
+		return nil
+	case <-ctx.Done():
+		return &fault.Error{Op: "settle account", Kind: fault.Cancelled, Err: ctx.Err()}
+	}
 }
 
 // dismiss makes the fork's token bad. The caller holds g.mu.

@@ -21,18 +21,19 @@ import (
 
 // A forwarding is one call on its way to the API and back.
 type forwarding struct {
-	g       *Gateway
-	w       http.ResponseWriter
-	out     *http.ResponseController // of w
-	in      *http.Request
-	ctx     context.Context // of the upstream call
-	cancel  context.CancelCauseFunc
-	cred    Credentials
-	base    *url.URL
-	body    []byte
-	fork    *forkAccount
-	call    *call    // nil for a call that costs nothing
-	request *request // nil for a call that costs nothing
+	g        *Gateway
+	w        http.ResponseWriter
+	out      *http.ResponseController // of w
+	in       *http.Request
+	ctx      context.Context // of the upstream call
+	cancel   context.CancelCauseFunc
+	cred     Credentials
+	base     *url.URL
+	body     []byte
+	fork     *forkAccount
+	patience context.Context // the fork's, when the call came
+	call     *call           // nil for a call that costs nothing
+	request  *request        // nil for a call that costs nothing
 
 	gone    atomic.Bool // the agent went away
 	leave   func()      // to be called when the agent went away
@@ -57,6 +58,7 @@ func (f *forwarding) run() {
 	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(f.in.Context()))
 	defer f.cancel(nil)
 	defer context.AfterFunc(f.g.closing, func() { f.cancel(errClosing) })()
+	defer context.AfterFunc(f.patience, func() { f.cancel(errGone) })()
 	drain := time.AfterFunc(time.Hour, func() { f.cancel(errGone) })
 	drain.Stop()
 	defer drain.Stop()

@@ -64,7 +64,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refused.write(w)
 		return
 	}
-	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, fork: gr.fork}
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, fork: gr.fork, patience: gr.patience}
 	if metered {
 		if refused := f.meter(gr); refused != nil {
 			refused.write(w)
@@ -117,7 +117,10 @@ func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
 
 func (g *Gateway) leave(gr *grant) {
 	g.mu.Lock()
-	gr.fork.active--
+	if gr.fork.active--; gr.fork.active == 0 && gr.fork.quiet != nil {
+		close(gr.fork.quiet)
+		gr.fork.quiet = nil
+	}
 	g.mu.Unlock()
 	g.active.Done()
 }

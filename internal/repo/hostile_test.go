@@ -332,6 +332,9 @@ func TestBombsAreRefusedInBoundedTime(t *testing.T) {
 	bomb := craft(t, in, append(objects, commitOf(top, in.Base.Commit))...)
 	_, err := s.Receive(ctx, bomb)
 	wantFault(t, err, fault.Invalid)
+	if err == nil || !strings.Contains(err.Error(), "2000000 files") {
+		t.Errorf("it was not the number of files that was refused: %v", err)
+	}
 
 	// A tree that says it has two gigabytes is refused before there is room
 	// made for it.

@@ -88,9 +88,9 @@ func (s *stall) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func waitFor(t *testing.T, what string, ok func() bool) {
+func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long until %s", what)
 		}
@@ -134,7 +134,7 @@ func TestAWorkerThatIsKilledInMidFetchDoesNoHarm(t *testing.T) {
 	}
 	defer func() { _ = worker.Process.Kill(); _ = worker.Wait() }()
 	halfPack := func() []string { return glob(t, s.dir, "mirrors", "*.git", "objects", "pack", "tmp_pack_*") }
-	waitFor(t, "half a pack is there", func() bool { return stalled() && len(halfPack()) > 0 })
+	waitFor(t, "half a pack is there", time.Minute, func() bool { return stalled() && len(halfPack()) > 0 })
 	if err := worker.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,8 @@ func TestAWorkerThatIsKilledInMidFetchDoesNoHarm(t *testing.T) {
 	// A git that outlived its worker would still write into the mirror. The
 	// one that talks to the network does not; it ends when the connection
 	// does, after http.lowSpeedTime at the latest.
-	waitFor(t, "its git is dead", func() bool {
+	// The limit is below http.lowSpeedTime, which would end it too.
+	waitFor(t, "its git is dead", 20*time.Second, func() bool {
 		for _, name := range gitsOf(t, mirror) {
 			if !strings.HasPrefix(name, "git-remote-http") {
 				return false
@@ -155,7 +156,7 @@ func TestAWorkerThatIsKilledInMidFetchDoesNoHarm(t *testing.T) {
 		write(t, filepath.Join(mirror, name), "stale")
 	}
 	release()
-	waitFor(t, "the last of its git is dead", func() bool { return len(gitsOf(t, mirror)) == 0 })
+	waitFor(t, "the last of its git is dead", time.Minute, func() bool { return len(gitsOf(t, mirror)) == 0 })
 	b := resolve(t, s, addr+"/source", "")
 	if b.Mirror != mirror {
 		t.Errorf("another mirror: %s", b.Mirror)
@@ -232,6 +233,55 @@ func TestABrokenMirrorIsMadeAgain(t *testing.T) {
 			sandbox(t, s, resolve(t, s, source, ""))
 		})
 	}
+}
+
+// The mirror says that it has the commit, and part of the history is gone.
+func TestAMirrorWithHolesIsFoundOutAndMadeAgain(t *testing.T) {
+	home(t)
+	s, source := newStore(t), repository(t)
+	first := glob(t, resolve(t, s, source, "").Mirror, "objects", "pack", "*.pack")
+	write(t, filepath.Join(source, "next"), "x\n")
+	commit(t, source, "next")
+	b := resolve(t, s, source, "")
+	work := sandbox(t, s, b)
+	write(t, filepath.Join(work, "x"), "x\n")
+	commit(t, work, "work")
+	in := bundled(t, work, b)
+	for _, p := range first {
+		for _, end := range []string{".pack", ".idx"} {
+			if err := os.Remove(strings.TrimSuffix(p, ".pack") + end); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// A run made of it: it is not the fork that is to blame.
+	_, err := s.Receive(t.Context(), in)
+	wantFault(t, err, fault.Unavailable)
+	receive(t, s, in)
+
+	for _, p := range glob(t, b.Mirror, "objects", "pack", "*") {
+		if err := os.Remove(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sandbox(t, s, resolve(t, s, source, ""))
+}
+
+// Bundle is where holes show that Resolve does not look for.
+func TestABundleOfAMirrorWithHolesIsUnavailableOnce(t *testing.T) {
+	home(t)
+	s, source := newStore(t), repository(t)
+	first := glob(t, resolve(t, s, source, "").Mirror, "objects", "pack", "*.pack")
+	write(t, filepath.Join(source, "next"), "x\n")
+	commit(t, source, "next")
+	b := resolve(t, s, source, "")
+	for _, p := range first {
+		if err := os.Remove(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantFault(t, s.Bundle(t.Context(), b, io.Discard), fault.Unavailable)
+	sandbox(t, s, b)
 }
 
 func TestAConnectionThatBreaksIsUnavailableAndKeepsTheMirror(t *testing.T) {

@@ -94,7 +94,7 @@ func (s *Store) Receive(ctx context.Context, in ReceiveInput) (Received, error) 
 		defer sc.close()
 		from = filepath.Join(sc.dir, "received.git")
 		if err := s.inspect(ctx, from, run, in.Base.Commit, tip, head, file, size); err != nil {
-			return Received{}, fault.Wrap(op, err)
+			return Received{}, fault.Wrap(op, s.blame(ctx, in.Run, src, in.Base.Commit, err))
 		}
 	}
 	if out.FilesChanged, out.Insertions, out.Deletions, err = s.count(ctx, from, in.Base.Commit, tip); err != nil {

@@ -70,6 +70,31 @@ func (s *Store) openRun(ctx context.Context, run string, src location, srcErr er
 	return nil
 }
 
+// blame looks whether a bundle was refused because the run's own repository
+// lacks objects. Then the fork did nothing wrong, and the next call gets what
+// is missing from a new mirror.
+func (s *Store) blame(ctx context.Context, run string, src location, base string, err error) error {
+	dir := s.runDir(run)
+	if fault.KindOf(err) != fault.Invalid || s.sound(ctx, dir) || ctx.Err() != nil {
+		return err
+	}
+	lk, lockErr := s.lockRun(ctx, run)
+	if lockErr != nil {
+		return lockErr
+	}
+	defer lk.unlock()
+	if err := s.setRefs(ctx, dir, "delete refs/bases/"+base); err != nil {
+		return err
+	}
+	if mirror := s.mirrorDir(src, base); src.key != "" && !s.sound(ctx, mirror) {
+		if err := os.WriteFile(filepath.Join(mirror, brokenMark), nil, 0o600); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return diskFault(err)
+		}
+	}
+	return fault.New("", fault.Unavailable, "the repository of run %s lacks objects of its base", run).
+		Hinted("The state folder is damaged. Try again: what is missing is fetched anew.")
+}
+
 // linkObjects gives a repository all objects of another by hard links. Git
 // never writes into an object file, so the two cannot disturb each other.
 func linkObjects(from, to string) error {

@@ -23,8 +23,14 @@ func newAlarm() (*alarm, error) {
 
 // set moves the moment, also while somebody waits.
 func (a *alarm) set(t time.Time) error {
-	// A moment of zero would switch the alarm off; one long past rings.
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(t.UnixNano(), 1))}
+	if t.Unix() < 1 {
+		t = time.Unix(1, 0) // zero would switch the alarm off; the past rings
+	}
+	at, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return err
+	}
+	spec := unix.ItimerSpec{Value: at}
 	raw, err := a.f.SyscallConn()
 	if err != nil {
 		return err

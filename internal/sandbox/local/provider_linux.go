@@ -181,6 +181,9 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	if err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Install sandbox-supervisor beside the main program.")
 	}
+	if program, err = filepath.Abs(program); err != nil {
+		return err
+	}
 	log, err := box.open(logFile, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -341,7 +344,9 @@ func (p *Provider) askToEnd(ctx context.Context, op string, a *attached) error {
 	if err != nil {
 		return err
 	}
-	long, cancel := context.WithTimeout(ctx, 2*patience)
+	// Nor is one for ever that does not get on: what it has done by then
+	// need not be done again.
+	long, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	_, err = a.ask(long, op, request{Op: opDestroy})
 	return err

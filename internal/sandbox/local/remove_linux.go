@@ -88,6 +88,9 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		return nil
 	}
 	sub, err := r.openDir(dir, name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // two may be at it
+	}
 	if err != nil {
 		return err
 	}
@@ -105,7 +108,10 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	if err := r.empty(sub, depth+1, ""); err != nil {
 		return err
 	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }
 
 // openDir opens a folder, and first opens it up when its owner, who is us or

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,7 @@ func (s *supervisor) serve(l *net.UnixListener) {
 		}
 		if err != nil {
 			s.log.Warn("accept", "err", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors: that passes
 			continue
 		}
 		s.serving.Add(1)

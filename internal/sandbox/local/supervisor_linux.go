@@ -167,8 +167,31 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 	return s, nil
 }
 
+// ring ends the sandbox at its deadline.
+func (s *supervisor) ring() {
+	if !s.alarm.wait() {
+		return
+	}
+	s.mu.Lock()
+	begun := s.state == starting
+	s.mu.Unlock()
+	if begun {
+		// The kernel keeps us waiting for something. What there is of the
+		// sandbox dies with us, and who comes next removes the folder.
+		os.Exit(1)
+	}
+	s.end("deadline")
+}
+
 // open makes the sandbox and returns when it can be used.
-func (s *supervisor) open() error {
+func (s *supervisor) open() (err error) {
+	if s.alarm, err = newAlarm(); err != nil {
+		return err
+	}
+	if err := s.alarm.set(s.record.Deadline); err != nil {
+		return err
+	}
+	go s.ring()
 	if err := makeLayers(s.record, s.box.path); err != nil {
 		return fileFault("make folders", err)
 	}
@@ -325,19 +348,6 @@ func (s *supervisor) listen() error {
 		return err
 	}
 	l.SetUnlinkOnClose(false) // it goes with the folder
-	if s.alarm, err = newAlarm(); err != nil {
-		l.Close()
-		return err
-	}
-	if err := s.alarm.set(s.record.Deadline); err != nil {
-		l.Close()
-		return err
-	}
-	go func() {
-		if s.alarm.wait() {
-			s.end("deadline")
-		}
-	}()
 	self, err := identify(os.Getpid())
 	if err != nil {
 		l.Close()
@@ -410,6 +420,7 @@ func (s *supervisor) abandon() {
 		s.kill()
 	}
 	s.gateway.close()
+	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := removeCgroup(ctx, s.left.Cgroup); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -157,6 +158,10 @@ func TestDestroyDoesNotNeedTheSupervisor(t *testing.T) {
 	if err := syscall.Kill(h.Supervisor.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the supervisor is stopped", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.Supervisor.PID))
+		return err == nil && bytes.Contains(b, []byte(") T "))
+	})
 	if err := p.Destroy(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}

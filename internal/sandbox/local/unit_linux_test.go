@@ -112,7 +112,7 @@ func TestRemoveTreeTakesWhatAnAgentCanMake(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(top, "wide"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 10000 {
+	for i := range 5000 {
 		if err := os.WriteFile(filepath.Join(top, "wide", strings.Repeat("n", 1+i%200)+string(rune('a'+i%26))+filepath.Base(newInstance())), nil, 0o400); err != nil {
 			t.Fatal(err)
 		}
@@ -291,6 +291,14 @@ func BenchmarkCommand(b *testing.B) {
 		}
 		if _, err := proc.Wait(b.Context()); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func TestSuperviseByHandExplainsItself(t *testing.T) {
+	for _, args := range [][]string{nil, {"help"}, {runWord}, {initWord, "x"}} {
+		if code := Supervise(args); code != 2 {
+			t.Errorf("%q: exit code %d", args, code)
 		}
 	}
 }
