@@ -135,3 +135,11 @@ func cmdFetch(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%s: %s\n%s", url, res.Status, body)
 	}
 }
+
+// cmdAddress puts the address of the engine's Temporal into a variable:
+// address VAR.
+func cmdAddress(ts *testscript.TestScript, _ bool, args []string) {
+	ep, err := endpoint.Read(ts.Getenv("STATE"))
+	ts.Check(err)
+	ts.Setenv(args[0], ep.Address)
+}

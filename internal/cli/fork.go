@@ -267,7 +267,7 @@ func badTarget(dst string) string {
 // person can still type.
 func newRunID() string {
 	var b [4]byte
-	rand.Read(b[:]) // never fails, see crypto/rand
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
 	return fork.RunPrefix + hex.EncodeToString(b[:])
 }
 

@@ -113,8 +113,20 @@ func (c *Client) Plan(ctx context.Context, run string) (fork.Plan, error) {
 // Progress counts where the forks of the run stand.
 func (c *Client) Progress(ctx context.Context, run string) (fork.Progress, error) {
 	var p fork.Progress
-	err := c.query(ctx, run, GetProgress, &p)
-	return p, err
+	if err := c.query(ctx, run, GetProgress, &p); err != nil || p.Status.Ended() {
+		return p, err
+	}
+	// A run that was ended from outside had no chance to say so.
+	d, err := c.Temporal.DescribeWorkflowExecution(ctx, run, "")
+	if err != nil {
+		return p, c.about(run, err)
+	}
+	if s := d.WorkflowExecutionInfo.Status; s == enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED || s == enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT {
+		p.Status, p.Error, p.ErrorKind = fork.Cancelled, "the run was ended from outside, in Temporal; its forks clean up by themselves", string(fault.Cancelled)
+		p.Failed += p.Pending + p.Running
+		p.Pending, p.Running, p.Active, p.Preparing = 0, 0, nil, false
+	}
+	return p, nil
 }
 
 // Report is Progress and the results of every fork that has ended.

@@ -20,7 +20,7 @@ var term, had = hide()
 
 func hide() (string, bool) {
 	term, had := os.LookupEnv("TERM")
-	os.Setenv("TERM", "dumb") // cannot fail: the name is fine
+	_ = os.Setenv("TERM", "dumb") // fails for malformed names only
 	return term, had
 }
 
@@ -28,9 +28,9 @@ func hide() (string, bool) {
 // package calls it while it is initialised itself, after Bubble Tea.
 func Restore() bool {
 	if had {
-		os.Setenv("TERM", term)
+		_ = os.Setenv("TERM", term)
 	} else {
-		os.Unsetenv("TERM")
+		_ = os.Unsetenv("TERM")
 	}
 	return true
 }

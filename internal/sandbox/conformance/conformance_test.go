@@ -303,9 +303,9 @@ func TestEveryBrokenPromiseIsCaught(t *testing.T) {
 			p.readAt = func(ctx context.Context, stream sandbox.Stream, b []byte, offset int64) (int, error) {
 				n, err := inner.ReadAt(ctx, stream, b, offset)
 				if n == 0 {
-					brief, cancel := context.WithTimeout(ctx, time.Second)
+					soon, cancel := context.WithTimeout(ctx, time.Second)
 					defer cancel()
-					if _, err := inner.Wait(brief); err != nil {
+					if _, err := inner.Wait(soon); err != nil {
 						return 0, err
 					}
 					return inner.ReadAt(ctx, stream, b, offset)
@@ -339,9 +339,9 @@ func TestEveryBrokenPromiseIsCaught(t *testing.T) {
 			inner := p.Process
 			p.signal = func(ctx context.Context, sig sandbox.Signal) error { return nil }
 			p.wait = func(ctx context.Context) (sandbox.Exit, error) {
-				brief, cancel := context.WithTimeout(ctx, time.Second)
+				soon, cancel := context.WithTimeout(ctx, time.Second)
 				defer cancel()
-				return inner.Wait(brief)
+				return inner.Wait(soon)
 			}
 			return p
 		})},

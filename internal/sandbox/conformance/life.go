@@ -201,8 +201,8 @@ func wantRefs(infos []sandbox.Info, want []sandbox.Ref) error {
 	return err
 }
 
-// brief is as short a deadline as the slowest provider can start within.
-const brief = 3 * time.Second
+// shortLife is as short a deadline as the slowest provider can start within.
+const shortLife = 3 * time.Second
 
 // untilGone waits for a sandbox to go by itself.
 func untilGone(ctx context.Context, p sandbox.Provider, ref sandbox.Ref) error {
@@ -220,7 +220,7 @@ func untilGone(ctx context.Context, p sandbox.Provider, ref sandbox.Ref) error {
 
 func deadline(ctx context.Context, p sandbox.Provider, key string) error {
 	s := spec(key)
-	s.Deadline = time.Now().Add(brief)
+	s.Deadline = time.Now().Add(shortLife)
 	s.Labels = map[string]string{sandbox.LabelRun: key}
 	return with(ctx, p, s, func(ref sandbox.Ref, sb sandbox.Sandbox) error {
 		cmd := sandbox.Cmd{Args: []string{"sh", "-c", "while :; do sleep 0.05; done", marker(key)}}
@@ -253,7 +253,7 @@ func deadline(ctx context.Context, p sandbox.Provider, key string) error {
 func moveDeadline(ctx context.Context, p sandbox.Provider, key string) error {
 	short := func(name string) sandbox.Spec {
 		s := spec(key + name)
-		s.Deadline = time.Now().Add(brief)
+		s.Deadline = time.Now().Add(shortLife)
 		return s
 	}
 	return with(ctx, p, short("-moved"), func(moved sandbox.Ref, sb sandbox.Sandbox) error {

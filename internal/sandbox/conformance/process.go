@@ -187,8 +187,8 @@ func exitWhileRunning(ctx context.Context, p sandbox.Provider, key string) error
 		if exit, ok, err := proc.Exit(ctx); err != nil || ok {
 			return failed("exit while it runs: %+v, %v, %v", exit, ok, err)
 		}
-		brief, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		exit, err := proc.Wait(brief)
+		soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		exit, err := proc.Wait(soon)
 		cancel()
 		if err == nil {
 			return failed("wait returned %+v while the process runs", exit)

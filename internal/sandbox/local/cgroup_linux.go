@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,4 +108,37 @@ func emptyCgroup(ctx context.Context, path string) error {
 			return fmt.Errorf("%s does not become empty: %w", path, err)
 		}
 	}
+}
+
+// orphanAge is how long a cgroup of ours stays empty before it is taken for
+// one whose supervisor was killed and whose folder somebody deleted. Between
+// its making and its first process lie milliseconds.
+const orphanAge = 10 * time.Minute
+
+// sweepCgroups removes the empty cgroups that carry a name of ours and that
+// nobody can be about to use.
+func sweepCgroups(parent string, now time.Time) error {
+	if parent == "" {
+		return nil
+	}
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		instance, ours := strings.CutPrefix(e.Name(), cgroupPrefix)
+		path := filepath.Join(parent, e.Name())
+		if !ours || !validInstance(instance) || !isCgroup(path) {
+			continue
+		}
+		if st, err := e.Info(); err != nil || now.Sub(st.ModTime()) < orphanAge {
+			continue
+		}
+		// The kernel refuses while anybody lives in it.
+		if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, &os.PathError{Op: "rmdir", Path: path, Err: err})
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -254,7 +254,7 @@ func (f *folder) remove(dir string) error {
 
 // sweep deletes what workers and supervisors that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	var errs []error
+	errs := []error{sweepCgroups(cgroupParent(), time.Now())}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -338,8 +338,8 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 // askToEnd has the supervisor destroy the sandbox. One that does not even say
 // hello is not waited for: what it would do can be done without it.
 func (p *Provider) askToEnd(ctx context.Context, op string, a *attached) error {
-	brief, cancel := context.WithTimeout(ctx, 2*time.Second)
-	_, err := a.hello(brief, op)
+	soon, cancel := context.WithTimeout(ctx, 2*time.Second)
+	_, err := a.hello(soon, op)
 	cancel()
 	if err != nil {
 		return err

@@ -181,10 +181,10 @@ func TestLockIsLetGoByTheLastCopy(t *testing.T) {
 	if err := lock(t.Context(), open(), false); !errors.Is(err, errLocked) {
 		t.Fatalf("%v", err)
 	}
-	brief, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	given := open()
-	if err := lock(brief, given, true); !errors.Is(err, context.DeadlineExceeded) {
+	if err := lock(soon, given, true); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("%v", err)
 	}
 	given.Close()
@@ -300,5 +300,39 @@ func TestSuperviseByHandExplainsItself(t *testing.T) {
 		if code := Supervise(args); code != 2 {
 			t.Errorf("%q: exit code %d", args, code)
 		}
+	}
+}
+
+func TestForgottenCgroupsAreSweptAndOthersAreNot(t *testing.T) {
+	parent := cgroupParent()
+	if parent == "" {
+		t.Skip("there is no cgroup v2 folder here that this user may write to")
+	}
+	forgotten := filepath.Join(parent, cgroupPrefix+newInstance())
+	strange := filepath.Join(parent, cgroupPrefix+"of-somebody-else")
+	for _, dir := range []string{forgotten, strange} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Rmdir(dir)
+	}
+	_, sb := newSandbox(t, newProvider(t), testSpec("lives"))
+	if err := sweepCgroups(parent, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(forgotten); err != nil {
+		t.Errorf("swept before its time: %v", err)
+	}
+	if err := sweepCgroups(parent, time.Now().Add(2*orphanAge)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(forgotten); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("not swept: %v", err)
+	}
+	if _, err := os.Stat(strange); err != nil {
+		t.Errorf("another's was swept: %v", err)
+	}
+	if err := sb.Health(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
