@@ -105,33 +105,11 @@ func flagError(root *cobra.Command, args []string) func(*cobra.Command, error) e
 func nearestFlag(cmd *cobra.Command, name string) string {
 	best, least := "", 3
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if d := distance(f.Name, name); !f.Hidden && d < least {
+		if d := fault.Distance(f.Name, name); !f.Hidden && d < least {
 			best, least = f.Name, d
 		}
 	})
 	return best
-}
-
-// distance is the number of letters to insert, delete or replace to make a
-// out of b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			step := diagonal
-			if a[i] != b[j] {
-				step++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(step, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // args wants exactly the named arguments.

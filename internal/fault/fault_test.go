@@ -46,3 +46,14 @@ func TestOnlyPassingTroubleIsRetried(t *testing.T) {
 		t.Error("passing trouble would not be retried")
 	}
 }
+
+func TestDistanceCountsEdits(t *testing.T) {
+	for _, row := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"main", "main", 0}, {"main", "mian", 2}, {"fork", "forks", 1}, {"", "abc", 3}, {"kitten", "sitting", 3}} {
+		if got := Distance(row.a, row.b); got != row.want || Distance(row.b, row.a) != got {
+			t.Errorf("%q to %q: %d, want %d", row.a, row.b, got, row.want)
+		}
+	}
+}

@@ -82,7 +82,7 @@ func near(want string, names []string) []string {
 			continue
 		}
 		a, b := strings.ToLower(want), strings.ToLower(n)
-		d := distance(a, b)
+		d := fault.Distance(a, b)
 		if strings.Contains(a, b) || strings.Contains(b, a) {
 			d = min(d, 1)
 		}
@@ -94,25 +94,4 @@ func near(want string, names []string) []string {
 		out = append(out, c.name)
 	}
 	return out
-}
-
-// distance is Levenshtein's, over bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := last
-			if a[i] != b[j] {
-				cost++
-			}
-			last = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
