@@ -14,6 +14,7 @@ import (
 
 // A process is one that the supervisor had init start.
 type process struct {
+	outs  []*output     // set before it is started; the supervisor's lock guards it
 	known chan struct{} // closed when it was started, or not
 	err   error         // why not; read after known
 	done  chan struct{} // closed when it has ended
@@ -43,7 +44,7 @@ func (s *supervisor) start(q request) error {
 	s.processes[q.ID] = p
 	s.mu.Unlock()
 	defer close(p.known)
-	if p.err = s.run(q); p.err != nil {
+	if p.err = s.run(p, q); p.err != nil {
 		s.mu.Lock()
 		delete(s.processes, q.ID)
 		s.mu.Unlock()
@@ -79,28 +80,35 @@ func checkCommand(op, id string, c *command) error {
 	return nil
 }
 
-// run opens the outputs and has init start the program on them.
-func (s *supervisor) run(q request) error {
+// run opens the outputs of p and has init start the program on them.
+func (s *supervisor) run(p *process, q request) error {
 	const op = "start process"
 	dir := filepath.Join(s.box.path, procDir, "p-"+q.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fileFault(op, err)
 	}
-	var outputs []*os.File
-	defer func() { closeAll(outputs) }()
+	var pipes []*os.File
+	defer func() { closeAll(pipes) }()
 	for _, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
 		f, err := s.box.open(outputName(q.ID, stream), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_APPEND, 0o600)
 		if err != nil {
 			return fileFault(op, err)
 		}
-		outputs = append(outputs, f)
+		out, pipe, err := newOutput(f, s.record.Identity.agent())
+		if err != nil {
+			return errors.Join(fault.New(op, fault.Unavailable, "%w", err), f.Close())
+		}
+		pipes = append(pipes, pipe)
+		s.mu.Lock()
+		p.outs = append(p.outs, out)
+		s.mu.Unlock()
 	}
-	a, err := s.order(order{Op: opStart, ID: q.ID, Cmd: q.Cmd}, int(outputs[0].Fd()), int(outputs[1].Fd()))
+	a, err := s.order(order{Op: opStart, ID: q.ID, Cmd: q.Cmd}, int(pipes[0].Fd()), int(pipes[1].Fd()))
 	if err != nil {
 		return errors.Join(err, ignoreGone(os.RemoveAll(dir)))
 	}
 	if a.Exit.Code != 0 {
-		if _, err := outputs[1].WriteString(cut(a.Note)); err != nil {
+		if _, err := pipes[1].WriteString(cut(a.Note)); err != nil {
 			return fileFault(op, err)
 		}
 		s.ended(q.ID, a.Exit)
@@ -113,6 +121,10 @@ func (s *supervisor) run(q request) error {
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	s.mu.Lock()
 	p := s.processes[id]
+	var outs []*output
+	if p != nil {
+		outs = p.outs
+	}
 	s.mu.Unlock()
 	if p == nil {
 		return
@@ -121,6 +133,9 @@ func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	case <-p.done:
 		return
 	default:
+	}
+	for _, out := range outs {
+		out.drain()
 	}
 	p.exit = sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)}
 	if err := s.box.writeJSON(filepath.Join(procDir, "p-"+id, "exit.json"), p.exit); err != nil {
