@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,7 +67,6 @@ func builtProgram(t *testing.T) string {
 
 // session is what one script has beside its files.
 type session struct {
-	mu      sync.Mutex
 	model   *standin.Server
 	started time.Time
 	pids    map[string]string

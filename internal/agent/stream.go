@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -101,8 +102,8 @@ func decodeStream(line []byte) []Event {
 // value of an unexpected type leaves its field zero and the others are read.
 func lenient(data []byte, v any) bool {
 	err := json.Unmarshal(data, v)
-	_, mismatch := err.(*json.UnmarshalTypeError)
-	return err == nil || mismatch
+	var mismatch *json.UnmarshalTypeError
+	return err == nil || errors.As(err, &mismatch)
 }
 
 // assistant returns one event for each block of a message of the model.

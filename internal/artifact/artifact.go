@@ -307,7 +307,7 @@ func (s *Store) under(ctx context.Context, prefix string) iter.Seq2[Object, erro
 			list := s.bucket.List(&blob.ListOptions{Prefix: prefix})
 			for {
 				o, err := list.Next(ctx)
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					return
 				}
 				if gcerrors.Code(err) == gcerrors.NotFound && try < 1000 {

@@ -226,7 +226,7 @@ func (r *logReader) Read(p []byte) (int, error) {
 		}
 		n, err := r.part.Read(p[:min(int64(len(p)), r.end-r.pos)])
 		r.pos += int64(n)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = r.Close()
 			if err == nil && n == 0 && len(p) > 0 && r.stuck() {
 				err = io.ErrUnexpectedEOF

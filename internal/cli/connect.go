@@ -185,7 +185,8 @@ func (p *plugged) startEngine(ctx context.Context, cfg *config.Config, args []st
 	if err != nil {
 		return ep, false, fault.New(op, fault.Internal, "%w", err)
 	}
-	cmd := exec.Command(exe, append([]string{"up", "--log-file", log.Name()}, args...)...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), exe, // it outlives this command
+		append([]string{"up", "--log-file", log.Name()}, args...)...)
 	cmd.Env = append(withoutSecrets(os.Environ()), "SANDBOX_TEMPORAL_HOME="+cfg.Home)
 	cmd.Dir = cfg.Home
 	cmd.Stdout, cmd.Stderr = log, log

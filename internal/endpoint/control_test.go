@@ -176,7 +176,7 @@ func TestStrangerIsCutOff(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("becoming another user takes root")
 	}
-	dir, err := os.MkdirTemp("/tmp", "endpoint") //nolint:usetesting // strangers cannot enter the parent of t.TempDir
+	dir, err := os.MkdirTemp("/tmp", "endpoint") // strangers cannot enter the parent of t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

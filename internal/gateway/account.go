@@ -154,7 +154,7 @@ func (g *Gateway) Grant(ctx context.Context, a Account) (token string, err error
 		return "", &fault.Error{Op: op, Kind: fault.Cancelled, Err: err}
 	}
 	var secret [32]byte
-	rand.Read(secret[:]) //nolint:errcheck // it crashes the program rather than fail
+	rand.Read(secret[:]) // it crashes the program rather than fail
 	token = tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
 	hash := hashToken(token)
 

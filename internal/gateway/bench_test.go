@@ -109,7 +109,7 @@ func BenchmarkGrant(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer g.Close() //nolint:errcheck // only measured
+	defer g.Close() // only measured
 	for b.Loop() {
 		if _, err := g.Grant(context.Background(), Account{Run: "r", Fork: 1}); err != nil {
 			b.Fatal(err)

@@ -81,7 +81,7 @@ func (f *forwarding) run() {
 		f.unanswered(err)
 		return
 	}
-	defer res.Body.Close() //nolint:errcheck // it was read as far as it is of use
+	defer res.Body.Close() // it was read as far as it is of use
 	// From here on it is silence that ends a call.
 	if !watch.Stop() {
 		<-f.ctx.Done()

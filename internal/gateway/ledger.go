@@ -398,7 +398,7 @@ func (l *ledger) balances(ctx context.Context, f func(run string, num int, s Spe
 	if err != nil {
 		return err
 	}
-	defer rows.Close() //nolint:errcheck // Err tells
+	defer rows.Close() // Err tells
 	for rows.Next() {
 		var (
 			run string
@@ -427,7 +427,7 @@ func (l *ledger) grants(ctx context.Context, f func(granted)) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close() //nolint:errcheck // Err tells
+	defer rows.Close() // Err tells
 	for rows.Next() {
 		var (
 			g    granted

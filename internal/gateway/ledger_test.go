@@ -62,8 +62,8 @@ func startChild(t *testing.T, dir, upstream string) (url, token string, kill fun
 	var once sync.Once
 	kill = func() {
 		once.Do(func() {
-			cmd.Process.Kill() //nolint:errcheck // it may have ended
-			cmd.Wait()         //nolint:errcheck // it was killed
+			cmd.Process.Kill() // it may have ended
+			cmd.Wait()         // it was killed
 		})
 	}
 	t.Cleanup(kill)
@@ -265,7 +265,7 @@ func TestOpenRefusesWhatCannotBe(t *testing.T) {
 			t.Errorf("%s: kind %s, %v", name, fault.KindOf(err), err)
 		}
 		if g != nil {
-			g.Close() //nolint:errcheck // it should not be there
+			g.Close() // it should not be there
 		}
 	}
 }

@@ -48,7 +48,7 @@ const (
 	atSource
 	atSourceType
 	atSourceData
-	atTtl
+	atTTL
 )
 
 // member returns the place of an object's member.
@@ -126,7 +126,7 @@ func member(of place, key string) place {
 		}
 	}
 	if key == "ttl" {
-		return atTtl
+		return atTTL
 	}
 	return atElsewhere
 }
@@ -415,7 +415,7 @@ func (s *scanner) text(at place, in *frame, raw []byte) error {
 		s.out.regional = s.out.regional || v != "global"
 	case atBlockType, atSourceType, atToolType, atEditType:
 		in.kind, in.kinds = v, in.kinds+1
-	case atTtl:
+	case atTTL:
 		s.out.hour = s.out.hour || v == "1h"
 	}
 	return nil

@@ -23,12 +23,12 @@ func route(r *http.Request) (metered, ok bool) {
 	if r.URL.RawPath != "" { // an escaped path means something else to others
 		return false, false
 	}
-	switch path := r.URL.Path; {
-	case path == messagesPath:
+	switch path := r.URL.Path; path {
+	case messagesPath:
 		return true, r.Method == http.MethodPost
-	case path == messagesPath+"/count_tokens":
+	case messagesPath + "/count_tokens":
 		return false, r.Method == http.MethodPost
-	case path == "/v1/models":
+	case "/v1/models":
 		return false, r.Method == http.MethodGet
 	default:
 		id, found := strings.CutPrefix(path, "/v1/models/")
@@ -81,7 +81,7 @@ func (g *Gateway) note(f *forkAccount, what string, args ...any) {
 	n := f.noted
 	g.mu.Unlock()
 	if seldom(n) {
-		g.log.Info(what, append([]any{"run", f.run.name, "fork", f.num, "noted", n}, args...)...)
+		g.log.Info("a call was not served", append([]any{"what", what, "run", f.run.name, "fork", f.num, "noted", n}, args...)...)
 	}
 }
 

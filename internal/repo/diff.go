@@ -130,7 +130,7 @@ func readNumstat(r io.Reader, each func(change)) error {
 	}
 	for n := 0; ; n++ {
 		ins, err := field('\t')
-		if err == io.EOF && ins == "" {
+		if errors.Is(err, io.EOF) && ins == "" {
 			return nil
 		}
 		if err != nil {

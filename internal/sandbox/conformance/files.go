@@ -148,7 +148,7 @@ func downloadMissing(ctx context.Context, p sandbox.Provider, key string) error 
 		for name, kind := range kinds {
 			f, err := sb.Download(ctx, sandbox.Workspace+"/"+name)
 			if err == nil {
-				f.Close()
+				_ = f.Close()
 			}
 			if err := wantKind("download "+name, err, kind); err != nil {
 				return err

@@ -67,7 +67,7 @@ func attachAfterDestroy(ctx context.Context, p sandbox.Provider, key string) err
 func isGone(ctx context.Context, p sandbox.Provider, ref sandbox.Ref) error {
 	sb, err := p.Attach(ctx, ref)
 	if err == nil {
-		sb.Close()
+		_ = sb.Close()
 	}
 	return wantKind("attach to a sandbox that is gone", err, fault.NotFound)
 }

@@ -49,7 +49,7 @@ func (b *box) Start(_ context.Context, id string, cmd sandbox.Cmd) (sandbox.Proc
 	}
 	stdin, err := os.Open(os.DevNull)
 	if cmd.Stdin != "" && err == nil {
-		stdin.Close()
+		_ = stdin.Close()
 		stdin, err = b.openRegular(op, cmd.Stdin)
 		if fault.KindOf(err) == fault.NotFound && b.Health(context.Background()) == nil {
 			err = fault.New(op, fault.Invalid, "standard input: %w", err)

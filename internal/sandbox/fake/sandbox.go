@@ -220,7 +220,7 @@ func (b *box) openRegular(op, name string) (*os.File, error) {
 	}
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
-		f.Close()
+		_ = f.Close()
 		return nil, fault.New(op, fault.Invalid, "%q is not a regular file", name)
 	}
 	return f, nil
@@ -275,7 +275,8 @@ func forward(socket string) (*forwarder, error) {
 
 func carry(in net.Conn, socket string) {
 	defer in.Close()
-	out, err := net.Dial("unix", socket)
+	var dialer net.Dialer
+	out, err := dialer.DialContext(context.Background(), "unix", socket) // local: answers at once
 	if err != nil {
 		return // as with a server that is down: the caller's connection ends
 	}

@@ -53,6 +53,6 @@ func (a *alarm) wait() bool {
 
 func (a *alarm) close() {
 	if a != nil {
-		a.f.Close()
+		_ = a.f.Close()
 	}
 }

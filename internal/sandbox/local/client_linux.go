@@ -37,7 +37,7 @@ type attached struct {
 func (a *attached) ask(ctx context.Context, op string, q request) (response, error) {
 	r, file, _, err := a.converse(ctx, op, q)
 	if file != nil {
-		file.Close()
+		_ = file.Close()
 	}
 	return r, err
 }
@@ -51,7 +51,7 @@ func (a *attached) converse(ctx context.Context, op string, q request) (r respon
 	if err != nil {
 		return response{}, nil, nil, a.lostFault(ctx, op, err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	l = newLink(conn, maxReply, 1)
 	var files []*os.File
@@ -59,12 +59,12 @@ func (a *attached) converse(ctx context.Context, op string, q request) (r respon
 		files, err = l.receive(&r)
 	}
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return response{}, nil, nil, a.lostFault(ctx, op, err)
 	}
 	if err := r.Fault.err(op); err != nil || len(files) == 0 {
 		closeAll(files)
-		conn.Close()
+		_ = conn.Close()
 		return r, nil, nil, err
 	}
 	return r, files[0], l, nil
@@ -152,7 +152,7 @@ func (a *attached) Upload(ctx context.Context, name string, r io.Reader) error {
 	if err := errors.Join(err, file.Close()); err != nil {
 		return a.p.ctxFault(ctx, op, err)
 	}
-	stop := context.AfterFunc(ctx, func() { l.conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	defer stop()
 	var answer response
 	if err = l.send(request{Version: protocol, Op: opCommit}); err == nil {
@@ -194,7 +194,7 @@ func (a *attached) Download(ctx context.Context, name string) (io.ReadCloser, er
 	if err != nil {
 		return nil, err
 	}
-	l.conn.Close()
+	_ = l.conn.Close()
 	return file, nil
 }
 

@@ -65,7 +65,7 @@ func (in *initProcess) beginWrite(token uint64, name string) (*os.File, error) {
 	w := &write{dir: os.NewFile(uintptr(fd), path.Dir(name)), temp: ".upload-" + rand.Text(), name: path.Base(name)}
 	f, err := unix.Openat(fd, w.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		w.dir.Close()
+		_ = w.dir.Close()
 		return nil, writeFault(op, &os.PathError{Op: "create", Path: name, Err: err})
 	}
 	in.writes[token] = w

@@ -80,7 +80,7 @@ func (p *Provider) lockKey(ctx context.Context, key string, wait bool) (*os.File
 		return nil, err
 	}
 	if err := lock(ctx, f, wait); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
@@ -116,7 +116,7 @@ func lock(ctx context.Context, f *os.File, wait bool) error {
 				continue
 			}
 			if ctx.Err() != nil {
-				unix.Flock(dup, unix.LOCK_UN)
+				_ = unix.Flock(dup, unix.LOCK_UN)
 			}
 			unix.Close(dup)
 			got <- err
@@ -204,7 +204,7 @@ func (f *folder) life(ctx context.Context, wait bool) (*os.File, error) {
 		return nil, err
 	}
 	if err := lock(ctx, file, wait); err != nil {
-		file.Close()
+		_ = file.Close()
 		return nil, err
 	}
 	return file, nil

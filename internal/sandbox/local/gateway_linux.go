@@ -32,7 +32,7 @@ type forwarder struct {
 // forward takes f over, which is a listener of another network namespace.
 func forward(f *os.File, gateway string, log *slog.Logger) (*forwarder, error) {
 	l, err := net.FileListener(f)
-	f.Close()
+	_ = f.Close()
 	if err != nil {
 		return nil, err
 	}

@@ -164,10 +164,10 @@ func waitEvents(ctx context.Context, fd int, events int16) error {
 		return err
 	}
 	defer r.Close()
-	stop := context.AfterFunc(ctx, func() { w.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer func() {
 		if stop() {
-			w.Close()
+			_ = w.Close()
 		}
 	}()
 	rfd := int(r.Fd())

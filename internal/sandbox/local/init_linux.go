@@ -51,12 +51,12 @@ func initMain() int {
 	listener, err := in.setup(o.Setup, files)
 	closeAll(files)
 	if err != nil {
-		in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
+		_ = in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
 		return 1
 	}
 	if listener != nil {
 		err = in.answer(answer{Seq: o.Seq}, int(listener.Fd()))
-		listener.Close()
+		_ = listener.Close()
 	} else {
 		err = in.answer(answer{Seq: o.Seq})
 	}
@@ -181,7 +181,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 	}
 	if err := in.confine(); err != nil {
 		if listener != nil {
-			listener.Close()
+			_ = listener.Close()
 		}
 		return nil, refusal("confine", err)
 	}

@@ -201,12 +201,12 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	err = cmd.Start()
-	said.Close()
+	_ = said.Close()
 	if err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Check that %s can be run on this machine.", program)
 	}
 	// ctx must not end the supervisor later: only the wait for its greeting.
-	stop := context.AfterFunc(ctx, func() { heard.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = heard.Close() })
 	var g greeting
 	err = decodeFrame(heard, &g, maxReply)
 	stop()
@@ -266,7 +266,7 @@ func (p *Provider) attach(ctx context.Context, op string, ref sandbox.Ref) (*att
 		err = gone(op, h)
 	}
 	if err != nil {
-		folder.Close()
+		_ = folder.Close()
 		return nil, err
 	}
 	return b, nil

@@ -170,7 +170,7 @@ func (s *supervisor) openFile(q request) (*writable, error) {
 		return nil, err
 	}
 	if st, err := files[0].Stat(); err != nil || !st.Mode().IsRegular() {
-		files[0].Close()
+		_ = files[0].Close()
 		return nil, fault.New(op, fault.Invalid, "not a regular file")
 	}
 	return &writable{files[0], a.Seq}, nil

@@ -98,7 +98,7 @@ func supervisorMain(argv []string, path string) int {
 	if encodeErr == nil {
 		_, encodeErr = hello.Write(frame)
 	}
-	hello.Close()
+	_ = hello.Close()
 	if err != nil {
 		log.Error("sandbox not made", "err", err)
 		if s != nil {
@@ -113,7 +113,7 @@ func supervisorMain(argv []string, path string) int {
 	}
 	select {
 	case <-stop:
-		s.end("signal")
+		_ = s.end("signal")
 	case <-s.over:
 	}
 	s.farewell()
@@ -180,7 +180,7 @@ func (s *supervisor) ring() {
 		// sandbox dies with us, and who comes next removes the folder.
 		os.Exit(1)
 	}
-	s.end("deadline")
+	_ = s.end("deadline")
 }
 
 // open makes the sandbox and returns when it can be used.
@@ -286,7 +286,7 @@ func (s *supervisor) startInit(group *os.File) error {
 		err = start()
 	}
 	if err != nil {
-		ours.Close()
+		_ = ours.Close()
 		close(s.initDone)
 		s.init = nil
 		return cloneFault(err)
@@ -370,7 +370,7 @@ func (s *supervisor) initGone() {
 	expected := s.state != ready
 	s.mu.Unlock()
 	if !expected {
-		s.end("init is dead")
+		_ = s.end("init is dead")
 	}
 }
 

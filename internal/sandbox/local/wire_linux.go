@@ -72,7 +72,7 @@ func (l *link) Read(p []byte) (int, error) {
 	if oobn > 0 {
 		files := receivedFiles(l.oob[:oobn])
 		for len(l.got)+len(files) > l.files && len(files) > 0 {
-			files[len(files)-1].Close()
+			_ = files[len(files)-1].Close()
 			files = files[:len(files)-1]
 		}
 		l.got = append(l.got, files...)
@@ -149,7 +149,7 @@ func (l *link) send(v any, fds ...int) error {
 
 func closeAll(files []*os.File) {
 	for _, f := range files {
-		f.Close()
+		_ = f.Close()
 	}
 }
 
@@ -162,7 +162,7 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	theirs = os.NewFile(uintptr(fds[1]), "init socket")
 	ours, err = fileConn(os.NewFile(uintptr(fds[0]), "init socket"))
 	if err != nil {
-		theirs.Close()
+		_ = theirs.Close()
 		return nil, nil, err
 	}
 	return ours, theirs, nil
