@@ -106,7 +106,7 @@ func glob(t *testing.T, parts ...string) []string {
 	return out
 }
 
-// gitsOf returns the names of the processes that work on a repository.
+// gitsOf returns the command lines of the processes that work on a repository.
 func gitsOf(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	if _, err := os.Stat("/proc/self/environ"); err != nil {
@@ -115,8 +115,8 @@ func gitsOf(t *testing.T, dir string) (names []string) {
 	for _, file := range glob(t, "/proc/[0-9]*/environ") {
 		env, _ := os.ReadFile(file)
 		if bytes.Contains(env, []byte("GIT_DIR="+dir+"\x00")) {
-			name, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "comm"))
-			names = append(names, string(name))
+			args, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+			names = append(names, strings.ReplaceAll(string(args), "\x00", " "))
 		}
 	}
 	return names
@@ -141,12 +141,12 @@ func TestAWorkerThatIsKilledInMidFetchDoesNoHarm(t *testing.T) {
 	_ = worker.Wait()
 	mirror := filepath.Dir(filepath.Dir(filepath.Dir(halfPack()[0])))
 	// A git that outlived its worker would still write into the mirror. The
-	// one that talks to the network does not; it ends when the connection
-	// does, after http.lowSpeedTime at the latest.
-	// The limit is below http.lowSpeedTime, which would end it too.
+	// one that talks to the network, and the wrapper that waits for it, do
+	// not; they end when the connection does, after http.lowSpeedTime at the
+	// latest. The limit is below that, which would end the others too.
 	waitFor(t, "its git is dead", 20*time.Second, func() bool {
 		for _, name := range gitsOf(t, mirror) {
-			if !strings.HasPrefix(name, "git-remote-http") {
+			if !strings.Contains(name, "remote-http ") {
 				return false
 			}
 		}
