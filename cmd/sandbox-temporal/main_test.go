@@ -106,7 +106,7 @@ func setUp(e *testscript.Env, bin string) error {
 		if out, err := down.CombinedOutput(); err != nil {
 			e.T().Log(fmt.Sprintf("down: %v\n%s", err, out))
 		}
-		for _, pid := range processesOf(state) {
+		for _, pid := range processesOf(e.WorkDir) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		unmountBelow(e.WorkDir)

@@ -109,7 +109,12 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	}
 	fmt.Fprintf(env.Stderr, "The model of this demo is a script: no account, no cost, no network. All else is real:\nengine, sandboxes, the agent (%s), budget, git. The repository: %s\n\n", o.Agent, repo)
 
-	engine, stop := context.WithCancel(ctx)
+	mounts, err := toolchain(ctx)
+	if err != nil {
+		return err
+	}
+	// An interrupt ends the run first, and the engine after it.
+	engine, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	ready := make(chan endpoint.Endpoint, 1)
 	ended := make(chan error, 1)
@@ -126,20 +131,39 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 		return fault.Wrap("start the engine", err)
 	}
 
-	mounts, err := toolchain(ctx)
-	if err != nil {
-		return err
-	}
 	err = runFork(ctx, &env, forkOptions{Wait: true, Output: "table", Plan: fork.Plan{
 		Repo: repo, Prompt: demo.Prompt, Name: "demo", Forks: o.Forks, Model: demoModel, MaxConcurrent: 3, Timeout: 10 * time.Minute,
 		Budget: o.Budget, Provider: "local", Agent: o.Agent, Mounts: mounts,
 		Setup: demo.Setup, // what it compiles, the forks find compiled
 	}})
+	if e := endRuns(engine, &env); err == nil {
+		err = e
+	}
 	stop()
 	if e := <-ended; err == nil {
 		err = e
 	}
 	fmt.Fprintf(env.Stderr, "\nThe model was scripted; the branches are real. Look at them, and remove them when done:\n  git -C %s log --oneline --all --graph\n  rm -r %s\n", repo, dir)
+	return err
+}
+
+// endRuns cancels the run that the user did not wait for: its engine is about
+// to go, and a demo leaves no agent behind.
+func endRuns(ctx context.Context, env *Env) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	runs, err := env.runs(ctx)
+	if err != nil {
+		return err
+	}
+	defer runs.Close()
+	list, err := runs.List(ctx, 1)
+	for _, r := range list {
+		if r.Closed == nil {
+			fmt.Fprintln(env.Stderr, "The demo ends here: its agents are stopped.")
+			_, err = runs.Cancel(ctx, r.Run)
+		}
+	}
 	return err
 }
 
