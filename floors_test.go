@@ -86,6 +86,7 @@ var outside = []string{"os", "os/exec", "net", "net/http", "syscall", "math/rand
 var heavy = map[string]string{
 	"go.temporal.io/server":             "internal/engine",
 	"github.com/temporalio/ui-server":   "internal/engine",
+	"github.com/labstack/echo":          "internal/engine",
 	"github.com/spf13/cobra":            "internal/cli",
 	"github.com/charmbracelet":          "internal/cli",
 	"gocloud.dev":                       "internal/artifact",
