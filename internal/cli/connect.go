@@ -188,6 +188,9 @@ func (p *plugged) startEngine(ctx context.Context, cfg *config.Config, args []st
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), exe, // it outlives this command
 		append([]string{"up", "--log-file", log.Name()}, args...)...)
 	cmd.Env = append(withoutSecrets(os.Environ()), "SANDBOX_TEMPORAL_HOME="+cfg.Home)
+	if cfg.File != "" {
+		cmd.Env = append(cmd.Env, "SANDBOX_TEMPORAL_CONFIG="+cfg.File)
+	}
 	cmd.Dir = cfg.Home
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C in this terminal is not for it
