@@ -31,7 +31,7 @@ var floors = map[string][]string{
 	// 2: adapters, blind to each other
 	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
 	"internal/gateway":   {"internal/fault", "internal/fork"},
-	"internal/repo":      {"internal/fault"},
+	"internal/repo":      {"internal/fault", "internal/fork"},
 	"internal/artifact":  {"internal/fault"},
 	"internal/metrics":   {"internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:

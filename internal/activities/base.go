@@ -65,11 +65,17 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 }
 
 func (a *Activities) storeBundle(ctx context.Context, src repo.Base, key string) error {
+	bundle := a.bundle(ctx, src)
+	defer bundle.Close()
+	return a.Artifacts.Put(ctx, key, bundle)
+}
+
+// bundle streams the base commit as git packs it. Who closes it early lets
+// git go.
+func (a *Activities) bundle(ctx context.Context, src repo.Base) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(a.Repo.Bundle(ctx, src, w)) }()
-	err := a.Artifacts.Put(ctx, key, r)
-	_ = r.CloseWithError(err) // lets Bundle go when Put gave up
-	return err
+	return r
 }
 
 // freeze prepares a sandbox and freezes it, once for all who ask for the same.
@@ -101,10 +107,9 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 		return "", err
 	}
 	defer sb.Close()
-	r, w := io.Pipe()
-	go func() { w.CloseWithError(a.Repo.Bundle(ctx, src, w)) }()
-	err = a.unpack(ctx, sb, r, src.Commit, src.Branch)
-	_ = r.CloseWithError(err)
+	bundle := a.bundle(ctx, src)
+	defer bundle.Close()
+	err = a.unpack(ctx, sb, bundle, src.Commit, src.Branch)
 	if err == nil && in.Plan.Setup != "" {
 		err = a.setup(ctx, sb, in.Plan.Setup)
 	}

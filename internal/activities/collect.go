@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
@@ -117,5 +116,5 @@ func (a *Activities) download(ctx context.Context, sb sandbox.Sandbox, path stri
 		_ = os.Remove(f.Name())
 		return "", err
 	}
-	return filepath.Clean(f.Name()), nil
+	return f.Name(), nil
 }

@@ -40,7 +40,6 @@ type RunInfo struct {
 }
 
 const (
-	runTimeout   = 0 // a run lasts as long as its forks
 	queryTimeout = 10 * time.Second
 	listTimeout  = 3 * time.Second
 )
@@ -59,7 +58,7 @@ func (c *Client) queue() string {
 // an ended one, fails with fault.Conflict.
 func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
 	o := client.StartWorkflowOptions{
-		ID: run, TaskQueue: c.queue(), WorkflowExecutionTimeout: runTimeout,
+		ID: run, TaskQueue: c.queue(),
 		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		StaticSummary:                            fmt.Sprintf("%d forks of %s", plan.Forks, keyword(plan.Repo)),

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 // ApplyResult says what Apply did.
@@ -63,7 +64,7 @@ func (s *Store) Apply(ctx context.Context, run string, num int, dir string) (App
 		return ApplyResult{}, fault.Wrap(op, failed)
 	}
 	conflict := &fault.Error{Op: op, Kind: fault.Conflict, Err: failed,
-		Hint: "Nothing was changed. Commit or put away your own changes to these files, or merge the branch: git merge " + Branch(run, num)}
+		Hint: "Nothing was changed. Commit or put away your own changes to these files, or merge the branch: git merge " + fork.Branch(run, num)}
 
 	merged, files, err := s.merge(ctx, sc.dir, repo, top, base, tip)
 	if err != nil {
@@ -71,7 +72,7 @@ func (s *Store) Apply(ctx context.Context, run string, num int, dir string) (App
 	}
 	if merged == nil {
 		if len(files) > 0 {
-			conflict.Hint = "Nothing was changed. Both sides changed " + strings.Join(files, ", ") + ". Merge the branch by hand: git merge " + Branch(run, num)
+			conflict.Hint = "Nothing was changed. Both sides changed " + strings.Join(files, ", ") + ". Merge the branch by hand: git merge " + fork.Branch(run, num)
 		}
 		return ApplyResult{}, conflict
 	}

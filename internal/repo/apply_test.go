@@ -24,7 +24,7 @@ func applied(t *testing.T) (s *Store, source string) {
 	t.Helper()
 	home(t)
 	s, source = newStore(t), repository(t)
-	fork(t, s, resolve(t, s, source, ""), func(work string) {
+	madeFork(t, s, resolve(t, s, source, ""), func(work string) {
 		write(t, filepath.Join(work, "README"), "one\ntwo\nTHREE\nfour\nfive\nsix\nseven\neight\nnine\nten\n")
 		write(t, filepath.Join(work, "dir", "new"), "new\n")
 	})
@@ -112,7 +112,7 @@ func TestApplyToAnOlderCommitBringsTheForksChangesOnly(t *testing.T) {
 	write(t, filepath.Join(source, "between"), "between\n")
 	write(t, filepath.Join(source, "README"), "one\ntwo\nthree\nFOUR\nfive\nsix\nseven\neight\nnine\nten\n")
 	commit(t, source, "between")
-	fork(t, s, resolve(t, s, source, ""), func(work string) {
+	madeFork(t, s, resolve(t, s, source, ""), func(work string) {
 		write(t, filepath.Join(work, "README"), "one\nTWO\nthree\nFOUR\nfive\nsix\nseven\neight\nnine\nten\n")
 	})
 	git(t, source, "checkout", "-q", "--detach", old)
@@ -202,7 +202,7 @@ func TestApplyInAFolderWithAnOddName(t *testing.T) {
 	git(t, "/", "init", "-q", source)
 	write(t, filepath.Join(source, "a"), "1\n2\n3\n")
 	commit(t, source, "first")
-	fork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "a"), "1\n2\nTHREE\n") })
+	madeFork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "a"), "1\n2\nTHREE\n") })
 	write(t, filepath.Join(source, "a"), "ONE\n2\n3\n")
 	commit(t, source, "moved on")
 	if got, err := s.Apply(t.Context(), run1, 1, source); err != nil || !got.ThreeWay || content(t, filepath.Join(source, "a")) != "ONE\n2\nTHREE\n" {
@@ -214,7 +214,7 @@ func TestApplyInAFolderWithAnOddName(t *testing.T) {
 func TestApplyOnAFullDiskPutsEverythingBack(t *testing.T) {
 	home(t)
 	s, source := newStore(t), repository(t)
-	fork(t, s, resolve(t, s, source, ""), func(work string) {
+	madeFork(t, s, resolve(t, s, source, ""), func(work string) {
 		write(t, filepath.Join(work, "README"), "changed\n")
 		write(t, filepath.Join(work, "a", "b", "c"), "c\n")
 		write(t, filepath.Join(work, "zz"), strings.Repeat("0123456789abcdef\n", 200_000))

@@ -47,7 +47,7 @@ func TestDeliveryTouchesNothingButTheBranch(t *testing.T) {
 	if _, there := before[".git/index"]; !there {
 		t.Fatal("the snapshot lacks the index")
 	}
-	_, got := fork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	_, got := madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 	if d := cmp.Diff(before, snapshot(t, source, except)); d != "" {
 		t.Errorf("changed: %s", d)
 	}
@@ -98,7 +98,7 @@ func TestWhatCannotBeDeliveredIsKept(t *testing.T) {
 	home(t)
 	s, source := newStore(t), repository(t)
 	b := resolve(t, s, source, "")
-	in, got := fork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	in, got := madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 
 	// The branch is checked out: the same again is fine, another one is not.
 	git(t, source, "checkout", "-q", got.Branch)

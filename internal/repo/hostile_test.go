@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 // victim is a store with a base, and a fork's honest bundle to spoil.
@@ -46,7 +47,7 @@ func refuses(t *testing.T, s *Store, in ReceiveInput) {
 	if d := cmp.Diff(before, everything(t, s)); d != "" && len(before) > 0 {
 		t.Errorf("something stayed: %s", d)
 	}
-	if _, err := tryGit(in.Base.Source, "rev-parse", "--verify", "-q", Branch(in.Run, in.Num)); err == nil {
+	if _, err := tryGit(in.Base.Source, "rev-parse", "--verify", "-q", fork.Branch(in.Run, in.Num)); err == nil {
 		t.Error("the source has the branch")
 	}
 }
@@ -401,7 +402,7 @@ func TestReceiveOnAWorkerThatNeverSawTheRepository(t *testing.T) {
 	git(t, source, "checkout", "-q", "--orphan", "else")
 	commit(t, source, "else")
 	git(t, source, "branch", "-D", "main")
-	git(t, source, "update-ref", "-d", "refs/heads/"+Branch(run1, 1))
+	git(t, source, "update-ref", "-d", "refs/heads/"+fork.Branch(run1, 1))
 	git(t, source, "reflog", "expire", "--expire=now", "--all")
 	git(t, source, "gc", "-q", "--prune=now")
 	for _, where := range []string{source, server.URL + "/source"} {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 // ReceiveInput names a bundle that a fork made.
@@ -84,7 +85,7 @@ func (s *Store) Receive(ctx context.Context, in ReceiveInput) (Received, error) 
 	if err := s.openRun(ctx, in.Run, src, srcErr, in.Base.Commit); err != nil {
 		return Received{}, fault.Wrap(op, err)
 	}
-	out := Received{Branch: Branch(in.Run, in.Num), Commit: tip}
+	out := Received{Branch: fork.Branch(in.Run, in.Num), Commit: tip}
 	from := run
 	if !s.has(ctx, run, in.Num, out.Branch, in.Base.Commit, tip) {
 		sc, err := s.scratch(ctx)

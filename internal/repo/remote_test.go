@@ -114,7 +114,7 @@ func TestATokenOpensAPrivateRepositoryAndStaysSecret(t *testing.T) {
 	if !server.sawToken() {
 		t.Error("the server never saw the token: the test proves nothing")
 	}
-	_, got := fork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	_, got := madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 	if got.Delivered {
 		t.Error("a remote source cannot be delivered to")
 	}

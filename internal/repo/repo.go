@@ -28,7 +28,6 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -75,9 +74,6 @@ func (b Base) Ref() string {
 	}
 	return "refs/heads/" + b.Branch
 }
-
-// Branch returns the name of a fork's branch.
-func Branch(run string, num int) string { return "sandbox/" + run + "/" + strconv.Itoa(num) }
 
 // A Store holds the mirrors and the branches of runs. Its methods may be
 // called at the same time, also by several processes with one Dir.

@@ -141,8 +141,8 @@ func receive(t *testing.T, s *Store, in ReceiveInput) Received {
 	return got
 }
 
-// fork lets a fork change something and takes in what it did.
-func fork(t *testing.T, s *Store, b Base, change func(work string)) (ReceiveInput, Received) {
+// madeFork lets a fork change something and takes in what it did.
+func madeFork(t *testing.T, s *Store, b Base, change func(work string)) (ReceiveInput, Received) {
 	t.Helper()
 	work := sandbox(t, s, b)
 	change(work)
@@ -204,7 +204,7 @@ func TestAForkComesBackAsABranch(t *testing.T) {
 	if b.Branch != "main" || b.Commit != git(t, source, "rev-parse", "HEAD") {
 		t.Errorf("base %+v", b)
 	}
-	in, got := fork(t, s, b, func(work string) {
+	in, got := madeFork(t, s, b, func(work string) {
 		write(t, filepath.Join(work, "README"), "one\ntwo\nTHREE\nfour\nfive\nsix\nseven\neight\nnine\nten\nmore\n")
 		write(t, filepath.Join(work, "new"), "a\nb\n")
 	})
@@ -441,7 +441,7 @@ func TestMirrorsArePackedTogetherAndRunsLiveOn(t *testing.T) {
 		b := resolve(t, s, source, "")
 		if i == 0 {
 			first = b
-			fork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+			madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 		}
 		packs, _ := filepath.Glob(filepath.Join(b.Mirror, "objects", "pack", "*.pack"))
 		if len(packs) > 4 {
@@ -464,7 +464,7 @@ func TestMirrorsArePackedTogetherAndRunsLiveOn(t *testing.T) {
 func TestRemoveTakesTheRunAndLeavesTheSource(t *testing.T) {
 	home(t)
 	s, source := newStore(t), repository(t)
-	_, got := fork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	_, got := madeFork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 	for range 2 {
 		if err := s.Remove(t.Context(), run1); err != nil {
 			t.Fatal(err)
@@ -483,7 +483,7 @@ func TestADiffOfNothingIsNotFound(t *testing.T) {
 	home(t)
 	s, source := newStore(t), repository(t)
 	wantFault(t, s.Diff(t.Context(), run1, 1, &bytes.Buffer{}, DiffOptions{}), fault.NotFound)
-	fork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	madeFork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 	wantFault(t, s.Diff(t.Context(), run1, 2, &bytes.Buffer{}, DiffOptions{}), fault.NotFound)
 	wantFault(t, s.Diff(t.Context(), "-rf", 1, &bytes.Buffer{}, DiffOptions{}), fault.Invalid)
 }
@@ -544,7 +544,7 @@ func TestOtherHashesWork(t *testing.T) {
 	if len(b.Commit) != 64 {
 		t.Fatalf("base %+v", b)
 	}
-	_, got := fork(t, s, b, func(work string) { write(t, filepath.Join(work, "a"), "b\n") })
+	_, got := madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "a"), "b\n") })
 	if !got.Delivered || got.FilesChanged != 1 {
 		t.Errorf("%+v", got)
 	}

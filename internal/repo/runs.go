@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 func (s *Store) runDir(run string) string { return filepath.Join(s.dir, "runs", run+".git") }
@@ -159,7 +160,7 @@ func (s *Store) keep(ctx context.Context, from, run string, num int, base, tip s
 	if err := linkObjects(from, dir); err != nil {
 		return err
 	}
-	return s.setRefs(ctx, dir, "update refs/heads/"+Branch(run, num)+" "+tip, "update "+baseRef(num)+" "+base)
+	return s.setRefs(ctx, dir, "update refs/heads/"+fork.Branch(run, num)+" "+tip, "update "+baseRef(num)+" "+base)
 }
 
 // find returns the repository, the base and the commit of a fork.
@@ -176,7 +177,7 @@ func (s *Store) find(ctx context.Context, run string, num int) (dir, base, tip s
 	} else if err != nil {
 		return "", "", "", diskFault(err)
 	}
-	if tip, err = s.resolveRef(ctx, dir, "refs/heads/"+Branch(run, num)); err != nil {
+	if tip, err = s.resolveRef(ctx, dir, "refs/heads/"+fork.Branch(run, num)); err != nil {
 		return "", "", "", err
 	}
 	if base, err = s.resolveRef(ctx, dir, baseRef(num)); err != nil {
@@ -189,7 +190,7 @@ func (s *Store) find(ctx context.Context, run string, num int) (dir, base, tip s
 }
 
 func noBranch(run string, num int) error {
-	return fault.New("", fault.NotFound, "there is no branch %s", Branch(run, num)).
+	return fault.New("", fault.NotFound, "there is no branch %s", fork.Branch(run, num)).
 		Hinted("The fork has not ended yet, or it changed nothing.")
 }
 

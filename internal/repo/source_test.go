@@ -88,7 +88,7 @@ func TestLocalSourcesInAllTheirForms(t *testing.T) {
 		if b.Commit != head || b.Source != form || !IsLocal(form) {
 			t.Errorf("%s: %+v", form, b)
 		}
-		in, got := fork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), form) })
+		in, got := madeFork(t, s, b, func(work string) { write(t, filepath.Join(work, "x"), form) })
 		if !got.Delivered {
 			t.Errorf("%s: not delivered", form)
 		}
@@ -149,7 +149,7 @@ func TestARepositoryOfAnotherUserNeedsTheUsersTrust(t *testing.T) {
 	wantFault(t, err, fault.Denied)
 	git(t, "/", "config", "--file", filepath.Join(dir, ".gitconfig"), "--add", "safe.directory", source)
 	git(t, "/", "config", "--file", filepath.Join(dir, ".gitconfig"), "--add", "safe.directory", source+"/.git")
-	_, got := fork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
+	_, got := madeFork(t, s, resolve(t, s, source, ""), func(work string) { write(t, filepath.Join(work, "x"), "x\n") })
 	if !got.Delivered {
 		t.Error("not delivered")
 	}

@@ -181,6 +181,17 @@ const (
 	LabelExpires    = "expires" // RFC 3339
 )
 
+// HasLabels reports whether have holds every one of the labels wanted: how a
+// List chooses.
+func HasLabels(have, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := have[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
 // Ref names a sandbox. It holds no secrets. Handle is the provider's own and
 // opaque to all others; Version says how to read it.
 type Ref struct {

@@ -182,21 +182,12 @@ func (p *Provider) List(_ context.Context, labels map[string]string) ([]sandbox.
 		default:
 			continue
 		}
-		if b.err != nil || b.isOver() || !holds(b.spec.Labels, labels) {
+		if b.err != nil || b.isOver() || !sandbox.HasLabels(b.spec.Labels, labels) {
 			continue
 		}
 		infos = append(infos, sandbox.Info{Ref: b.ref, Labels: maps.Clone(b.spec.Labels), Created: b.created})
 	}
 	return infos, nil
-}
-
-func holds(have, want map[string]string) bool {
-	for k, v := range want {
-		if got, ok := have[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
 }
 
 // basePath returns the folder of a base, or "" for the key "".

@@ -391,7 +391,7 @@ func (p *Provider) List(ctx context.Context, labels map[string]string) ([]sandbo
 			return nil, p.ctxFault(ctx, op, ctx.Err())
 		case err != nil:
 			p.log.WarnContext(ctx, "sandbox is not listed", "folder", e.Name(), "err", err)
-		case info != nil && holds(info.Labels, labels):
+		case info != nil && sandbox.HasLabels(info.Labels, labels):
 			infos = append(infos, *info)
 		}
 	}
@@ -399,15 +399,6 @@ func (p *Provider) List(ctx context.Context, labels map[string]string) ([]sandbo
 		p.log.WarnContext(ctx, "left-overs could not be removed", "err", err)
 	}
 	return infos, nil
-}
-
-func holds(have, want map[string]string) bool {
-	for k, v := range want {
-		if got, ok := have[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
 }
 
 // info describes the sandbox in the folder, or removes it and returns nil
