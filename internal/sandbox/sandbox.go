@@ -136,7 +136,17 @@ const (
 type Exit struct {
 	Code   int    `json:"code"`             // 128 + the signal's number when a signal ended it
 	Signal string `json:"signal,omitempty"` // the signal's name, as "KILL"; empty after an ordinary exit
+	Limit  Limit  `json:"limit,omitempty"`  // the limit of the sandbox that ended it; empty when none did
 }
+
+// A Limit is one of those of [Limits], as it is told to people.
+type Limit string
+
+// The limits that end a process. The others make single calls in it fail.
+const (
+	MemoryLimit Limit = "memory" // the kernel killed everything in the sandbox's memory group
+	DiskLimit   Limit = "disk"   // the sandbox wrote more than it may
+)
 
 // Cmd has the fields of exec.Cmd that make sense far away.
 type Cmd struct {
@@ -159,10 +169,10 @@ type Spec struct {
 
 // Limits bounds what a sandbox may use. Zero: the provider's default.
 type Limits struct {
-	MemoryBytes int64
-	CPUMillis   int64 // thousandths of a core
-	Processes   int64
-	DiskBytes   int64
+	MemoryBytes int64 `json:"memory_bytes,omitempty"` // swap included, there is none
+	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // thousandths of a core
+	Processes   int64 `json:"processes,omitempty"`    // and threads
+	DiskBytes   int64 `json:"disk_bytes,omitempty"`   // of what is written; a base below it is not counted
 }
 
 // A Mount is a host file or folder that the sandbox sees read-only.
@@ -207,40 +217,4 @@ type Info struct {
 	Labels  map[string]string
 	Created time.Time
 	Paused  bool
-}
-
-// HostBound is implemented by providers whose sandboxes live on the worker's
-// own host, so that only workers there can reach them. Their sandboxes reach
-// [Spec].Gateway at 127.0.0.1:GatewayPort.
-type HostBound interface {
-	HostBound()
-}
-
-// Snapshotter is implemented by providers that can freeze a prepared sandbox
-// and start others from it.
-type Snapshotter interface {
-	// Base returns nil when a base is stored under key, whole and unharmed,
-	// and fault.NotFound when there is none.
-	Base(ctx context.Context, key string) error
-
-	// Freeze stores the files of the sandbox as the base named key. The
-	// sandbox is used up by it and must be destroyed. When the base is there
-	// already, that one stays.
-	Freeze(ctx context.Context, ref Ref, key string) error
-}
-
-// As finds the first provider in p's chain of wrappers that has capability C.
-// A wrapper shows what it wraps by a method Unwrap() Provider.
-func As[C any](p Provider) (c C, ok bool) {
-	for p != nil {
-		if c, ok = p.(C); ok {
-			return c, true
-		}
-		w, wraps := p.(interface{ Unwrap() Provider })
-		if !wraps {
-			break
-		}
-		p = w.Unwrap()
-	}
-	return c, false
 }

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"runtime"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -63,10 +61,10 @@ func initMain() int {
 	if err != nil {
 		return 1
 	}
-	// Handled, not ignored: a process that is started would inherit an
-	// ignored signal. PID 1 is not killed by what it handles.
-	signal.Notify(make(chan os.Signal, 1))
-	unignoreSignals()
+	if err := handleSignals(); err != nil {
+		fmt.Fprintln(os.Stderr, "init: signals:", err)
+		return 1
+	}
 	in.programs.run(in)
 	for {
 		var o order
@@ -89,22 +87,6 @@ type initProcess struct {
 	sending  sync.Mutex // answers come from the orders and from the reaper
 	programs programs
 	writes   map[uint64]*write
-}
-
-// unignoreSignals makes the default of what is still ignored. Those who started
-// the worker may have had some signals ignored, as nohup has; os/signal sees to
-// most, but not to the few below SIGRTMIN that it leaves to the C library.
-func unignoreSignals() {
-	const ignored = 1 // SIG_IGN; the default is 0
-	for sig := uintptr(1); sig <= 64; sig++ {
-		// The kernel's struct sigaction begins with the handler; it is smaller
-		// than this on every architecture, and all zeros is the default.
-		var old, standard [8]uintptr
-		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-		if errno == 0 && old[0] == ignored {
-			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&standard)), 0, 8, 0, 0)
-		}
-	}
 }
 
 func (in *initProcess) answer(a answer, fds ...int) error {

@@ -1,0 +1,104 @@
+package sandbox
+
+import (
+	"context"
+	"io"
+	"net"
+)
+
+// HostBound is implemented by providers whose sandboxes live on the worker's
+// own host, so that only workers there can reach them. Their sandboxes reach
+// [Spec].Gateway at 127.0.0.1:GatewayPort.
+type HostBound interface {
+	HostBound()
+}
+
+// Snapshotter is implemented by providers that can freeze a prepared sandbox
+// and start others from it.
+type Snapshotter interface {
+	// Base returns nil when a base is stored under key, whole and unharmed,
+	// and fault.NotFound when there is none.
+	Base(ctx context.Context, key string) error
+
+	// Freeze stores the files of the sandbox as the base named key. The
+	// sandbox is used up by it and must be destroyed. When the base is there
+	// already, that one stays.
+	Freeze(ctx context.Context, ref Ref, key string) error
+}
+
+// Pauser is implemented by providers that can hold a sandbox still.
+type Pauser interface {
+	// Pause stops every process of the sandbox where it stands; it keeps its
+	// memory and its files. Paused twice is paused once. The deadline goes
+	// on. While paused, a Start waits or fails with fault.Conflict, and
+	// Destroy, List, output and Exit work as ever.
+	Pause(ctx context.Context, ref Ref) error
+
+	// Resume lets a paused sandbox go on. One that runs is no error.
+	Resume(ctx context.Context, ref Ref) error
+}
+
+// Terminaler is implemented by providers that can give a person a terminal.
+type Terminaler interface {
+	// OpenTerminal runs cmd, which has no id and is not kept, on a terminal
+	// of its own in the sandbox. It is hung up by Close, and when the
+	// connection is lost.
+	OpenTerminal(ctx context.Context, ref Ref, cmd Cmd, size TerminalSize) (Terminal, error)
+}
+
+// A Terminal is the outer end of a terminal in a sandbox: Read returns what
+// the sandbox shows, which a stranger wrote, and io.EOF when the command has
+// ended; Write types.
+type Terminal interface {
+	io.ReadWriteCloser
+	Resize(size TerminalSize) error
+
+	// Wait returns how the command ended, or when ctx is done.
+	Wait(ctx context.Context) (Exit, error)
+}
+
+// TerminalSize is in characters.
+type TerminalSize struct {
+	Rows, Columns uint16
+}
+
+// PortDialer is implemented by providers whose sandboxes' ports can be
+// reached from the worker's host.
+type PortDialer interface {
+	// DialPort connects to the TCP port on the sandbox's own loopback.
+	// fault.Unavailable when nobody listens there.
+	DialPort(ctx context.Context, ref Ref, port int) (net.Conn, error)
+}
+
+// LiveForker is implemented by providers that can split a running sandbox.
+type LiveForker interface {
+	// ForkLive makes one new sandbox for each spec, in which every process
+	// that the sandbox's init started goes on from where it stands now,
+	// memory, files and all, under the ids it was started with. The sandbox
+	// itself lives on. Of a spec, Base must be empty, and Mounts are those of
+	// the sandbox. Each fork succeeds or fails alone; the results are in the
+	// order of the specs.
+	ForkLive(ctx context.Context, ref Ref, specs []Spec) ([]LiveFork, error)
+}
+
+// A LiveFork is one result of ForkLive.
+type LiveFork struct {
+	Ref Ref
+	Err error // nil: the fork lives
+}
+
+// As finds the first provider in p's chain of wrappers that has capability C.
+// A wrapper shows what it wraps by a method Unwrap() Provider.
+func As[C any](p Provider) (c C, ok bool) {
+	for p != nil {
+		if c, ok = p.(C); ok {
+			return c, true
+		}
+		w, wraps := p.(interface{ Unwrap() Provider })
+		if !wraps {
+			break
+		}
+		p = w.Unwrap()
+	}
+	return c, false
+}
