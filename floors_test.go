@@ -30,6 +30,10 @@ var floors = map[string][]string{
 
 	// 2: adapters, blind to each other
 	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
+	// What a local sandbox is made of, each blind to the others: its cgroup
+	// and limits, what its processes are kept from.
+	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
+	"internal/sandbox/local":   {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine"},
 	"internal/gateway":   {"internal/fault", "internal/fork"},
 	"internal/repo":      {"internal/fault", "internal/fork"},
 	"internal/artifact":  {"internal/fault"},
@@ -92,7 +96,8 @@ var heavy = map[string]string{
 	"gocloud.dev":                       "internal/artifact",
 	"modernc.org/sqlite":                "internal/gateway",
 	"github.com/pressly/goose":          "internal/gateway",
-	"github.com/elastic/go-seccomp-bpf": "internal/sandbox/local",
+	"github.com/elastic/go-seccomp-bpf": "internal/sandbox/local/confine",
+	"github.com/landlock-lsm":           "internal/sandbox/local/confine",
 }
 
 func TestPackagesLookDownOnly(t *testing.T) {

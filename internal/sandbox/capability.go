@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"io"
-	"net"
 )
 
 // HostBound is implemented by providers whose sandboxes live on the worker's
@@ -67,7 +66,13 @@ type TerminalSize struct {
 type PortDialer interface {
 	// DialPort connects to the TCP port on the sandbox's own loopback.
 	// fault.Unavailable when nobody listens there.
-	DialPort(ctx context.Context, ref Ref, port int) (net.Conn, error)
+	DialPort(ctx context.Context, ref Ref, port int) (Conn, error)
+}
+
+// A Conn is a connection that can be closed one way at a time.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
 }
 
 // LiveForker is implemented by providers that can split a running sandbox.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/confine"
 )
 
 // initSocket is the descriptor that init finds its supervisor at.
@@ -190,6 +191,11 @@ func closeMounts(mounts []mount) {
 	}
 }
 
+// The capabilities that init keeps for its work: becoming the agent before a
+// program starts, and signalling it. It has no use for any when it is the
+// agent already.
+var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}
+
 // confine gives up what setup needed.
 func (in *initProcess) confine() error {
 	var keep []uint
@@ -210,7 +216,7 @@ func (in *initProcess) confine() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return os.NewSyscallError("setrlimit", err)
 	}
-	if err := dropCapabilities(keep); err != nil {
+	if err := confine.DropCapabilities(keep); err != nil {
 		return err
 	}
 	if in.id.Root {
@@ -219,7 +225,7 @@ func (in *initProcess) confine() error {
 			return err
 		}
 	}
-	return confine()
+	return confine.Calls()
 }
 
 func setFileIDs(id int) error {

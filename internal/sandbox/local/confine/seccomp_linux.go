@@ -1,4 +1,6 @@
-package local
+// Package confine takes from a process what no agent needs: system calls and
+// capabilities. What it takes is gone for everything the process ever starts.
+package confine
 
 import (
 	"errors"
@@ -29,9 +31,9 @@ const (
 	absent = seccomp.Action(unix.SECCOMP_RET_ERRNO | unix.ENOSYS)
 )
 
-// confine forbids this process and all it ever starts to gain privileges,
+// Calls forbids this process and all it ever starts to gain privileges,
 // and the system calls above. It works on every thread.
-func confine() error {
+func Calls() error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
@@ -104,14 +106,9 @@ func refuseForeign(native uint32) error {
 	return nil
 }
 
-// The capabilities that init keeps for its work: becoming the agent before a
-// program starts, and signalling it. It has no use for any when it is the
-// agent already.
-var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}
-
-// dropCapabilities leaves the calling thread with the kept capabilities, and
+// DropCapabilities leaves the calling thread with the kept capabilities, and
 // whatever it starts with none that it could ever gain.
-func dropCapabilities(keep []uint) error {
+func DropCapabilities(keep []uint) error {
 	var bits uint64
 	for _, c := range keep {
 		bits |= 1 << c
