@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -18,7 +19,7 @@ var errHello = errors.New("the hello was read")
 // readHello reads the first message of a TLS client and returns the server
 // that it names, in lower case, and the bytes that were read, which the server
 // still has to get. The connection is not answered.
-func readHello(from io.Reader) (name string, read []byte, err error) {
+func readHello(ctx context.Context, from io.Reader) (name string, read []byte, err error) {
 	var seen bytes.Buffer
 	conn := &listening{from: io.TeeReader(io.LimitReader(from, maxHello), &seen)}
 	found := false
@@ -27,7 +28,7 @@ func readHello(from io.Reader) (name string, read []byte, err error) {
 			name, found = strings.ToLower(strings.TrimSuffix(h.ServerName, ".")), true
 			return nil, errHello
 		},
-	}).Handshake()
+	}).HandshakeContext(ctx)
 	if !found {
 		return "", seen.Bytes(), err
 	}

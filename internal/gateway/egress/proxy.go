@@ -209,7 +209,7 @@ func dialThrough(ctx context.Context, up *url.URL, target string) (net.Conn, err
 	if err == nil {
 		br := bufio.NewReaderSize(io.LimitReader(c, 64<<10), 4096)
 		var res *http.Response
-		if res, err = http.ReadResponse(br, q); err == nil {
+		if res, err = http.ReadResponse(br, q); err == nil { //nolint:bodyclose // what follows is the tunnel
 			switch {
 			case res.StatusCode != http.StatusOK:
 				err = fault.New("dial", fault.Unavailable, "the proxy of this host answers %d", res.StatusCode)
@@ -254,7 +254,7 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	}
 	// A tunnel to an allowed host that then asks it for another one by name
 	// would reach whatever shares its address.
-	name, hello, err := readHello(from)
+	name, hello, err := readHello(r.Context(), from)
 	if err != nil || name != host {
 		reason := "the tunnel is used for something else than TLS"
 		if err == nil {

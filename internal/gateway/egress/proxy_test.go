@@ -77,13 +77,13 @@ func newWorld(t *testing.T, policy string) *world {
 }
 
 // tunnel opens a tunnel and returns it with the proxy's answer.
-func (w *world) tunnel(t *testing.T, target string) (net.Conn, *http.Response, string) {
+func (w *world) tunnel(t *testing.T, target string) (c net.Conn, status int, said string) {
 	t.Helper()
 	c, err := net.Dial("tcp", w.proxy.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	if _, err := io.WriteString(c, "CONNECT "+target+" HTTP/1.1\r\nHost: "+target+"\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -91,11 +91,12 @@ func (w *world) tunnel(t *testing.T, target string) (net.Conn, *http.Response, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	var body []byte
+	defer res.Body.Close() // does nothing to a tunnel
 	if res.StatusCode != http.StatusOK {
-		body, _ = io.ReadAll(io.LimitReader(res.Body, 1000))
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+		said = string(body)
 	}
-	return c, res, string(body)
+	return c, res.StatusCode, said
 }
 
 func (w *world) refusals() []Refusal {
@@ -118,9 +119,9 @@ func TestTunnelsAreRefused(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWorld(t, row.policy)
-			_, res, body := w.tunnel(t, row.target)
-			if res.StatusCode != http.StatusForbidden || !strings.Contains(body, row.why) {
-				t.Errorf("%d %q, want 403 and %q", res.StatusCode, body, row.why)
+			_, status, body := w.tunnel(t, row.target)
+			if status != http.StatusForbidden || !strings.Contains(body, row.why) {
+				t.Errorf("%d %q, want 403 and %q", status, body, row.why)
 			}
 			if r := w.refusals(); len(r) != 1 || !strings.Contains(r[0].Reason, row.why) {
 				t.Errorf("heard %+v, want one refusal that says %q", r, row.why)
@@ -131,9 +132,9 @@ func TestTunnelsAreRefused(t *testing.T) {
 
 func TestANameThatDoesNotExistIsNoRefusal(t *testing.T) {
 	w := newWorld(t, "open")
-	_, res, body := w.tunnel(t, "nowhere.test:443")
-	if res.StatusCode != http.StatusBadGateway || strings.Contains(body, "no such host") {
-		t.Errorf("%d %q", res.StatusCode, body)
+	_, status, body := w.tunnel(t, "nowhere.test:443")
+	if status != http.StatusBadGateway || strings.Contains(body, "no such host") {
+		t.Errorf("%d %q", status, body)
 	}
 	if r := w.refusals(); len(r) != 0 {
 		t.Errorf("refused %+v", r)
@@ -206,7 +207,8 @@ func TestAnAllowedHostIsReachedThroughTheHostsOwnProxy(t *testing.T) {
 	if in, out := proxy.Traffic(); in == 0 || out == 0 {
 		t.Errorf("traffic %d in, %d out", in, out)
 	}
-	if _, err := client.Get("https://www.example.com/x"); err == nil {
+	if res, err := client.Get("https://www.example.com/x"); err == nil {
+		_ = res.Body.Close()
 		t.Error("a host that is not on the list was reached")
 	}
 }
@@ -226,9 +228,9 @@ func TestATunnelIsForTheHostItWasOpenedForAndForTLS(t *testing.T) {
 			front := httptest.NewServer(on443(w, t, "example.com"))
 			defer front.Close()
 			w.proxy = front
-			c, res, _ := w.tunnel(t, "example.com:443")
-			if res.StatusCode != http.StatusOK {
-				t.Fatalf("status %d", res.StatusCode)
+			c, status, _ := w.tunnel(t, "example.com:443")
+			if status != http.StatusOK {
+				t.Fatalf("status %d", status)
 			}
 			speak(c)
 			rest, _ := io.ReadAll(c) // until the proxy closes it
@@ -249,12 +251,11 @@ func TestPlainRequestsAreJudgedAlike(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(at), DisableKeepAlives: true}}
-	for target, want := range map[string]int{
-		"http://www.example.com/":  http.StatusForbidden,
-		"http://127.0.0.1/":        http.StatusForbidden,
-		"http://example.com:8080/": http.StatusForbidden,
-		// Allowed, but nobody listens on port 80 of this machine.
-		"http://example.com/": http.StatusBadGateway,
+	for target, refused := range map[string]bool{
+		"http://www.example.com/":  true,
+		"http://127.0.0.1/":        true,
+		"http://example.com:8080/": true,
+		"http://example.com/":      false, // whoever may listen on port 80 of this machine
 	} {
 		res, err := client.Get(target)
 		if err != nil {
@@ -262,8 +263,8 @@ func TestPlainRequestsAreJudgedAlike(t *testing.T) {
 			continue
 		}
 		_ = res.Body.Close()
-		if res.StatusCode != want && !(want == http.StatusBadGateway && res.StatusCode == http.StatusOK) {
-			t.Errorf("%s: status %d, want %d", target, res.StatusCode, want)
+		if got := res.StatusCode == http.StatusForbidden; got != refused {
+			t.Errorf("%s: status %d, refused %v, want %v", target, res.StatusCode, got, refused)
 		}
 	}
 }
@@ -343,7 +344,7 @@ func FuzzReadHello(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Add([]byte{0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, read, err := readHello(strings.NewReader(string(b)))
+		_, read, err := readHello(t.Context(), strings.NewReader(string(b)))
 		if !strings.HasPrefix(string(b), string(read)) {
 			t.Errorf("read %d bytes that are not the first ones", len(read))
 		}
