@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"strconv"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -76,6 +77,9 @@ type forkAccount struct {
 	patience context.Context // done when calls under way are to be cut off; see Settle
 	cut      context.CancelFunc
 }
+
+// name is how the fork is told from all others.
+func (f *forkAccount) name() string { return f.run.name + "/" + strconv.Itoa(f.num) }
 
 // purses lists the budgets that a fork's call is paid from.
 func (f *forkAccount) purses() [2]*purse { return [2]*purse{&f.purse, &f.run.purse} }

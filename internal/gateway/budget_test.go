@@ -183,7 +183,7 @@ func randomMessage(r *rand.Rand, silent bool) message {
 	case 1:
 		m.script.Fault = "error"
 	case 2:
-		m.script.Status, m.script.Body = []int{413, 429, 500, 529}[r.IntN(4)], "{}"
+		m.script.Status, m.script.Body = []int{413, 500, 503}[r.IntN(3)], "{}"
 	case 3:
 		m.script.Fault = []string{"reset", "nothing", "error first"}[r.IntN(3)]
 		if silent {

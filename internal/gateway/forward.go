@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
 )
 
 // A forwarding is one call on its way to the API and back.
@@ -74,18 +75,12 @@ func (f *forwarding) run() {
 	defer context.AfterFunc(f.in.Context(), f.leave)()
 	// A deadline stays with the connection, which the agent may use again.
 	defer f.out.SetWriteDeadline(time.Time{}) //nolint:errcheck // not every server has one
-	watch := time.AfterFunc(f.g.limits.header, func() { f.cancel(errNoHeader) })
-	defer watch.Stop()
-	res, err := f.g.transport.RoundTrip(f.upstream())
+	res, err := f.send()
 	if err != nil {
 		f.unanswered(err)
 		return
 	}
 	defer res.Body.Close() // it was read as far as it is of use
-	// From here on it is silence that ends a call.
-	if !watch.Stop() {
-		<-f.ctx.Done()
-	}
 	idle := time.AfterFunc(f.g.limits.idle, func() { f.cancel(errIdle) })
 	defer idle.Stop()
 	body := &watched{from: res.Body, timer: idle, limit: f.g.limits.idle}
@@ -105,6 +100,60 @@ func (f *forwarding) run() {
 	default:
 		f.answer(res, body)
 	}
+}
+
+// errPace is a call that the governor could not let through in time.
+var errPace = errors.New("the model API takes no more calls for now")
+
+// send makes the call at the pace of the fleet. What the API refuses because
+// it came too fast costs nothing and is sent again, for as long as an agent
+// tolerates silence; then the agent is told, and tries again by itself.
+func (f *forwarding) send() (*http.Response, error) {
+	if f.call == nil {
+		return f.try() // counts against other limits, of which little is known
+	}
+	patience, cancel := context.WithTimeoutCause(f.ctx, f.g.limits.wait, errPace)
+	defer cancel()
+	pace := f.g.prices.pace(f.call.model)
+	var last *http.Response // that refused the call
+	for {
+		permit, err := f.g.governor.Acquire(patience, pace, f.fork.name(), 1)
+		if errors.Is(err, errPace) && last != nil {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		res, err := f.try()
+		if err != nil {
+			permit.Done(0, nil)
+			return nil, err
+		}
+		permit.Done(res.StatusCode, res.Header)
+		again := res.StatusCode == http.StatusTooManyRequests || res.StatusCode == governor.StatusOverloaded
+		if !again || res.Header.Get("X-Should-Retry") == "false" {
+			return res, nil
+		}
+		text, err := io.ReadAll(io.LimitReader(res.Body, maxError))
+		_ = res.Body.Close()
+		if err != nil {
+			text = nil // the status says enough
+		}
+		last, res.Body = res, io.NopCloser(bytes.NewReader(text))
+	}
+}
+
+// try sends the call once. From the answer's header on, it is silence that
+// ends a call.
+func (f *forwarding) try() (*http.Response, error) {
+	watch := time.AfterFunc(f.g.limits.header, func() { f.cancel(errNoHeader) })
+	f.dialing.Store(false)
+	f.linked.Store(false)
+	res, err := f.g.transport.RoundTrip(f.upstream())
+	if !watch.Stop() {
+		<-f.ctx.Done()
+	}
+	return res, err
 }
 
 func isStream(res *http.Response) bool {
@@ -210,6 +259,9 @@ func (f *forwarding) unanswered(err error) {
 	s := settlement{state: stateFailed, note: "no answer"}
 	dial, ok := errors.AsType[*net.OpError](err)
 	switch {
+	case errors.Is(err, errPace):
+		s.note = "waited for the API's limits"
+		f.charge(nothing, s)
 	case ok && dial.Op == "dial", f.dialing.Load() && !f.linked.Load():
 		s.note = "no connection"
 		f.charge(nothing, s)
@@ -223,6 +275,9 @@ func (f *forwarding) unanswered(err error) {
 	}
 	r := refuse(http.StatusBadGateway, "api_error", "The gateway cannot reach the model API.")
 	switch {
+	case errors.Is(err, errPace):
+		r = refuse(http.StatusTooManyRequests, "rate_limit_error", "The model API's rate limit is used up by this fleet; the call waited for "+f.g.limits.wait.String()+".")
+		r.after = paceRetry
 	case errors.Is(cause, errClosing):
 		r = refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	case errors.Is(cause, errNoHeader):
@@ -233,6 +288,9 @@ func (f *forwarding) unanswered(err error) {
 	}
 	r.write(f.w)
 }
+
+// paceRetry is when an agent may come back that has waited in vain.
+const paceRetry = 5 * time.Second
 
 // maxError bounds the body of an error, in bytes.
 const maxError = 1 << 20

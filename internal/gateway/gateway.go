@@ -4,7 +4,7 @@
 // An agent reaches the API through [Gateway] with a token that is good for one
 // fork and nothing else. Each call goes through the same steps:
 //
-//	token -> allow-list -> read the body -> reserve -> forward -> meter -> settle
+//	token -> allow-list -> read the body -> reserve -> pace -> forward -> meter -> settle
 //
 // Reserve writes the most that the call can cost into the ledger before one
 // byte goes out; settle replaces it by what the answer's usage comes to. What
@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
 )
 
 // Credentials are the real ones. They are never written to the ledger, to a
@@ -64,6 +65,10 @@ type Options struct {
 	// max_tokens is lowered to it. 0: 32000.
 	MaxOutput int
 
+	// Rate is how many calls a second each model gets before the API's answers
+	// have shown what it takes. 0: 8.
+	Rate float64
+
 	// Logger gets one line for each settled call (debug) and each refused one
 	// (info). Nil: nothing is logged.
 	Logger *slog.Logger
@@ -81,6 +86,7 @@ type Gateway struct {
 	maxOutput     int64
 	credentials   func(context.Context) (Credentials, error)
 	transport     http.RoundTripper
+	governor      *governor.Governor
 	log           *slog.Logger
 	limits        limits
 	ledger        *ledger
@@ -168,6 +174,7 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		maxOutput:     int64(cmp.Or(o.MaxOutput, defaultMaxOutput)),
 		credentials:   o.Credentials,
 		transport:     o.Transport,
+		governor:      governor.New(governor.Options{Rate: o.Rate}),
 		log:           o.Logger,
 		limits:        defaultLimits(),
 		ledger:        l,

@@ -319,6 +319,13 @@ func (p *Prices) lookup(model string) (m *Model, known bool) {
 	return p.dearest, false
 }
 
+// pace names the limit that calls to the model share. Models that nobody knows
+// share one, so that an agent cannot make up any number of them.
+func (p *Prices) pace(model string) string {
+	id, _ := p.Resolve(model)
+	return id
+}
+
 // Cost returns what u costs with model. A model that is not in the table is
 // priced like the dearest, class by class, so that a budget fails safe.
 // Negative counts count as none, and a sum that no int64 holds is the greatest

@@ -47,10 +47,24 @@ type script struct {
 	Read   int64             `json:"read"`   // prompt tokens read from the cache
 	Write  int64             `json:"write"`  // and written to it
 	Status int               `json:"status"` // other than 200: an error
+	Times  int               `json:"times"`  // how often Status is answered before the answer; 0: always
 	Header map[string]string `json:"header"`
 	Body   string            `json:"body"` // of an error, or instead of the answer
 	Fault  string            `json:"fault"`
 	Model  string            `json:"model"` // that answers; empty: the one asked
+}
+
+// again counts how often the same request came.
+func (u *upstream) again(body string) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, c := range u.seen {
+		if string(c.body) == body {
+			n++
+		}
+	}
+	return n
 }
 
 func newUpstream(t testing.TB) *upstream {
@@ -126,7 +140,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return fmt.Sprintf(`{"input_tokens":%d,"cache_read_input_tokens":%d,"cache_creation_input_tokens":%d,"output_tokens":%d}`, in, s.Read, s.Write, out)
 	}
 	switch {
-	case s.Status != 0 && s.Status != 200:
+	case s.Status != 0 && s.Status != 200 && (s.Times == 0 || u.again(string(body)) <= s.Times):
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(s.Status)
 		io.WriteString(w, s.Body)
@@ -274,6 +288,7 @@ func openRig(t testing.TB, dir string, up *upstream, change ...func(*Options)) *
 	o := Options{
 		Dir:         dir,
 		Prices:      testPrices,
+		Rate:        2000, // tests do not wait for what they do not test
 		Credentials: func(context.Context) (Credentials, error) { return Credentials{APIKey: realKey, BaseURL: up.URL}, nil },
 		Logger:      slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
