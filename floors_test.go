@@ -65,7 +65,7 @@ var floors = map[string][]string{
 	"internal/engine": {"internal/fault", "internal/endpoint"},
 	// One worker process: gateway, activities, metrics and the task queues
 	// it serves. Both "worker" and the engine are made of it.
-	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway",
+	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway", "internal/gateway/egress",
 		"internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator", "internal/activities"},
 
 	// Comes before everything else in the order of initialisation, so it
@@ -75,7 +75,7 @@ var floors = map[string][]string{
 	// 6: the face: knows the seams, not what is plugged in
 	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
-		"internal/host", "internal/metrics", "internal/gateway", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
+		"internal/host", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
 
 	// 7: main plugs everything in
 	"cmd/*": {"*"},

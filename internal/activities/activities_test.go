@@ -93,7 +93,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 	log := slog.New(slog.DiscardHandler)
 	w.Activities = New(Options{
 		Providers: sandbox.NewSet(w.fake), Gateway: gw, Repo: repo.New(repo.Options{Dir: filepath.Join(dir, "git"), Logger: log}), Artifacts: store,
-		GatewayAddr: "unix:" + socket, Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
+		Doors: oneDoor("unix:" + socket), Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
 		Program: func(string) (string, error) { return os.Executable() },
 		Open: func(_ context.Context, run string) (bool, error) {
 			if run == "unknown" {
@@ -115,6 +115,13 @@ func newWorld(dir string) (w *world, done func(), err error) {
 		_ = store.Close()
 	}, nil
 }
+
+// oneDoor is a way in that all forks share.
+type oneDoor string
+
+func (d oneDoor) Open(context.Context, Door) (string, error) { return string(d), nil }
+func (oneDoor) Refused(string, int) ([]byte, error)          { return nil, nil }
+func (oneDoor) Close(string, int)                            {}
 
 func setUp(t *testing.T) *world {
 	t.Helper()

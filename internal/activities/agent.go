@@ -101,7 +101,7 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 		return nil, err
 	}
 	cmd := ag.Command(spec)
-	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: cmd.Env, Stdin: cmd.Stdin})
+	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: append(a.proxyEnv(in.Spec.Provider), cmd.Env...), Stdin: cmd.Stdin})
 }
 
 func processID(attempt int) string { return fmt.Sprintf("agent-%d", attempt) }
@@ -278,6 +278,9 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 			return orchestrator.RunAgentOutput{}, err
 		}
 	}
+	if err := f.refused(ctx); err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
 	exit, _, err := p.Exit(ctx)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
@@ -304,6 +307,18 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
 		Turns: o.Turns, Usage: spent.Usage, Again: o.Again,
 	}, nil
+}
+
+// refused stores what the sandbox was not let do, for people to read.
+func (f *follower) refused(ctx context.Context) error {
+	if f.a.Doors == nil {
+		return nil
+	}
+	lines, err := f.a.Doors.Refused(f.in.Spec.Run, f.in.Spec.Num)
+	if err != nil || len(lines) == 0 {
+		return err
+	}
+	return f.a.Artifacts.Put(ctx, artifact.RunKey(f.in.Spec.Run, f.in.Spec.Num, fork.RefusedName), bytes.NewReader(lines))
 }
 
 func lastBytes(b []byte, n int) string {

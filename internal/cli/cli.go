@@ -133,6 +133,11 @@ type Artifacts interface {
 	// ends where the agent is now. An offset at the end gives an empty
 	// reader; an attempt that has no transcript yet is fault.NotFound.
 	Transcript(ctx context.Context, run string, num, attempt int, offset int64) (io.ReadCloser, error)
+
+	// Refused opens the list of connections that the sandbox of fork num was
+	// not let open, a fork.Refusal in JSON a line; fault.NotFound when there
+	// is none, or none yet.
+	Refused(ctx context.Context, run string, num int) (io.ReadCloser, error)
 }
 
 // Work is what the commands do with the branches of forks that ended.

@@ -323,9 +323,17 @@ func mixedReport() fork.Report {
 
 // shelf is an artifact store in memory: transcripts by attempt.
 type shelf struct {
+	refused     string // lines of fork.Refusal
 	mu          sync.Mutex
 	transcripts map[[2]int]string // by fork and attempt
 	grow        map[[2]int]string // what the next question adds
+}
+
+func (s *shelf) Refused(context.Context, string, int) (io.ReadCloser, error) {
+	if s.refused == "" {
+		return nil, fault.New("find", fault.NotFound, "none")
+	}
+	return io.NopCloser(strings.NewReader(s.refused)), nil
 }
 
 func (s *shelf) Transcript(_ context.Context, _ string, num, attempt int, offset int64) (io.ReadCloser, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/egress"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -83,10 +84,11 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
 	fs.StringVar(&f.agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
+	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "agent", "agent-command", "setup", "mount")
+	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "agent", "agent-command", "setup", "egress", "mount")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -109,7 +111,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	set := env.Globals.Config.Fork
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
-		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Mounts: set.Mounts,
+		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
 	}
 	if cmd.Flags().Changed("branch") {
 		if plan.Branch = strings.TrimPrefix(f.branch, "refs/heads/"); !validBranch(plan.Branch) {
@@ -153,6 +155,9 @@ func known(env *Env, plan fork.Plan) error {
 		if _, err := set.Get(plan.Provider); err != nil {
 			return err
 		}
+	}
+	if _, err := egress.ParsePolicy(plan.Egress, plan.Repo); err != nil {
+		return fault.Wrap("--egress", err)
 	}
 	prices, err := loadPrices(env.Globals.Config)
 	if err != nil {

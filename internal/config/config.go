@@ -49,6 +49,7 @@ type Defaults struct {
 	Provider      string
 	Agent         string
 	AgentCommand  string // for the agent "command"
+	Egress        string // what the sandboxes may reach
 	Setup         string // a shell line that prepares the base
 	Mounts        []fork.Mount
 }

@@ -49,6 +49,7 @@ type Plan struct {
 	AgentCommand  string        `json:"agent_command,omitempty"` // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
+	Egress        string        `json:"egress,omitempty"`        // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
 }
 
@@ -79,6 +80,7 @@ type Spec struct {
 	Agent        string        `json:"agent"`
 	AgentCommand string        `json:"agent_command,omitempty"`
 	AgentPath    string        `json:"agent_path,omitempty"`
+	Egress       string        `json:"egress,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
 }
 

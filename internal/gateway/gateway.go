@@ -206,10 +206,13 @@ func (g *Gateway) Close() error {
 
 // Serve answers on ln until ctx is done, then gives the calls under way a
 // moment to end, and cuts them. It returns nil when ctx ended it, and closes
-// ln in any case. It may be called for several listeners.
-func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
+// ln in any case. It may be called for several listeners. Any fork's token is
+// good on it: it is for sandboxes that have no [Door].
+func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error { return g.serveOn(ctx, ln, g) }
+
+func (g *Gateway) serveOn(ctx context.Context, ln net.Listener, h http.Handler) error {
 	s := &http.Server{
-		Handler:           g,
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,

@@ -42,8 +42,11 @@ func modelID(id string) bool {
 }
 
 // ServeHTTP answers one call of an agent. See the package's introduction.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	gr, refused := g.admit(r)
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handle(w, r, nil) }
+
+// handle answers a call that came through the door, or through none.
+func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) {
+	gr, refused := g.admit(r, through)
 	if refused != nil {
 		refused.write(w)
 		return
@@ -87,8 +90,9 @@ func (g *Gateway) note(f *forkAccount, what string, args ...any) {
 
 func shorten(s string) string { return s[:min(len(s), 200)] }
 
-// admit finds out whose call it is, and takes one of the fork's places.
-func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
+// admit finds out whose call it is, and takes one of the fork's places. A token
+// that somebody else's door lets in is stolen.
+func (g *Gateway) admit(r *http.Request, through *Door) (*grant, *refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -96,7 +100,7 @@ func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
 	}
 	for _, token := range bearer(r.Header) {
 		gr := g.tokens[hashToken(token)]
-		if gr == nil || gr.revoked {
+		if gr == nil || gr.revoked || through != nil && (through.Run != gr.fork.run.name || through.Fork != gr.fork.num) {
 			continue
 		}
 		if gr.fork.active >= g.limits.parallel {

@@ -98,7 +98,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	addr, err := h.serveGateway(serve)
+	doors, err := newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	hostname, _ := os.Hostname() // an empty one is still unique by id
 	acts := activities.New(activities.Options{
 		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
-		GatewayAddr: "unix:" + addr, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
+		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
 		Deployment: o.Deployment, Namespace: o.Namespace,
 		Queue: o.Queue, HostQueue: orchestrator.HostQueue(o.Queue, hostname+"-"+id),
 		TempDir: temp, Metrics: m, Logger: o.Logger,
@@ -191,28 +191,6 @@ func (h *Host) Stop() {
 		_ = h.store.Close()
 		h.store = nil
 	}
-}
-
-// serveGateway listens for the supervisors of this host's sandboxes.
-func (h *Host) serveGateway(ctx context.Context) (path string, err error) {
-	path, err = socketPath(h.o.Home)
-	if err != nil {
-		return "", err
-	}
-	_ = os.Remove(path) // the lock of the state folder says that nobody listens there
-	ln, err := net.Listen("unix", path)
-	if err == nil {
-		err = os.Chmod(path, 0o600)
-	}
-	if err != nil {
-		return "", fault.New("gateway", fault.Internal, "%w", err)
-	}
-	h.serving.Go(func() {
-		if err := h.gateway.Serve(ctx, ln); err != nil && ctx.Err() == nil {
-			h.fail(fault.Wrap("gateway", err))
-		}
-	})
-	return path, nil
 }
 
 // serveMetrics answers /metrics, and says so when the port is taken.
