@@ -34,7 +34,7 @@ var floors = map[string][]string{
 	// and limits, what its processes are kept from.
 	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
 	"internal/sandbox/local":   {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine"},
-	"internal/gateway":         {"internal/fault", "internal/fork", "internal/gateway/governor", "internal/gateway/egress"},
+	"internal/gateway":         {"internal/fault", "internal/fork", "internal/gateway/governor", "internal/gateway/egress", "internal/gateway/openai"},
 	// What a gateway is made of, each blind to the others: the pace of the
 	// fleet, and the proxy to the rest of the world.
 	"internal/gateway/*": {"internal/fault", "internal/fork"},
