@@ -88,7 +88,7 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 		return nil, err
 	}
 	spec := agent.Spec{
-		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, Session: session(in.Spec), Resume: in.Attempt > 1,
+		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, ModelID: a.Gateway.ModelID(in.Spec.Model), Session: session(in.Spec), Resume: in.Attempt > 1,
 		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
 	}
 	if a.hostBound(in.Spec.Provider) {

@@ -73,7 +73,7 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.StringVarP(&f.prompt, "prompt", "p", "", "the task: `TEXT`, @FILE, or - for standard input (required)")
 	fs.StringVarP(&f.branch, "branch", "b", "main", "the `BRANCH` that the forks start from; without this flag, a repository that has no main is taken at its own default")
 	fs.StringP("forks", "f", "1", fmt.Sprintf("give the task to `N` agents, 1 to %d", fork.MaxForks))
-	fs.StringP("model", "m", "sonnet", "the `MODEL`: an alias or a full id; see: prices")
+	fs.StringP("model", "m", "sonnet", "the `MODEL`: an alias or a full id; see: prices. Without it, an agent of another maker takes its own default")
 	fs.String("max-concurrent", "5", "let at most `N` agents work at once")
 	fs.StringP("timeout", "t", "7200", "the most `SECONDS` that one fork may take")
 	fs.String("budget", "none", "the most `USD` that the whole run may cost")
@@ -112,6 +112,11 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
 		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+	}
+	if !env.Globals.Config.IsSet("fork.model") {
+		if a, err := agent.ByName(plan.Agent); err == nil {
+			plan.Model = a.Model()
+		}
 	}
 	if cmd.Flags().Changed("branch") {
 		if plan.Branch = strings.TrimPrefix(f.branch, "refs/heads/"); !validBranch(plan.Branch) {

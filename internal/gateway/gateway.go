@@ -189,6 +189,13 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 	return g, nil
 }
 
+// ModelID returns the full id of a model that users name by an alias, or ""
+// when the price table does not know it.
+func (g *Gateway) ModelID(model string) string {
+	id, _ := g.prices.Resolve(model)
+	return id
+}
+
 // Close cuts the calls that are under way, settles them and closes the ledger.
 // A second Close does nothing.
 func (g *Gateway) Close() error {
