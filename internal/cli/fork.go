@@ -80,6 +80,7 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
+	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
 	fs.String("agent", "claude", "the `AGENT` that does the work: "+strings.Join(agentNames(), ", "))
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
 	fs.StringVar(&f.agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
@@ -88,7 +89,7 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "agent", "agent-command", "setup", "egress", "mount")
+	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -111,7 +112,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	set := env.Globals.Config.Fork
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
-		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
 	}
 	if !env.Globals.Config.IsSet("fork.model") {
 		if a, err := agent.ByName(plan.Agent); err == nil {
@@ -131,6 +132,9 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 		return opts, err
 	}
 	if err := plan.Validate(); err != nil {
+		return opts, err
+	}
+	if err := isolate(env, &plan); err != nil {
 		return opts, err
 	}
 	if err := known(env, plan); err != nil {

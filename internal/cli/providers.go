@@ -15,6 +15,7 @@ type providerInfo struct {
 	Name      string `json:"name"`
 	HostBound bool   `json:"host_bound"`
 	Snapshots bool   `json:"snapshots"`
+	Isolation string `json:"isolation,omitempty"` // the tier that it is
 }
 
 // newProviders makes the "providers" command.
@@ -31,7 +32,9 @@ func newProviders(env *Env, run func(context.Context, *Env, providersOptions) er
 
 RUNS WHERE says whether the sandboxes live on the worker's own host. SNAPSHOTS
 says whether a prepared repository is frozen once and every fork started from
-it; without it, every fork prepares its own.` + exits(exitOK, exitFailed, exitUsage),
+it; without it, every fork prepares its own. ISOLATION is what to write after
+--isolation, with --provider local or none, to have the sandboxes made there:
+` + explainTiers() + `.` + exits(exitOK, exitFailed, exitUsage),
 		Example: "  sandbox-temporal providers",
 		Args:    args(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), env, opts) },
@@ -53,7 +56,7 @@ func runProviders(_ context.Context, env *Env, opts providersOptions) error {
 		p := set[name]
 		_, bound := sandbox.As[sandbox.HostBound](p)
 		_, snaps := sandbox.As[sandbox.Snapshotter](p)
-		list = append(list, providerInfo{name, bound, snaps})
+		list = append(list, providerInfo{name, bound, snaps, tierOf(name)})
 	}
 	if opts.Output == "json" {
 		return writeJSON(env.Stdout, list)
@@ -67,7 +70,11 @@ func runProviders(_ context.Context, env *Env, opts providersOptions) error {
 		if i.Snapshots {
 			snaps = "yes"
 		}
-		rows = append(rows, []cell{{flat(i.Name), plain}, {where, plain}, {snaps, plain}})
+		tier := i.Isolation
+		if tier == "" {
+			tier = "-"
+		}
+		rows = append(rows, []cell{{flat(i.Name), plain}, {where, plain}, {snaps, plain}, {tier, plain}})
 	}
-	return writeTable(env.Stdout, env.paintFor(env.Stdout), []column{{"PROVIDER", false}, {"RUNS WHERE", false}, {"SNAPSHOTS", false}}, rows)
+	return writeTable(env.Stdout, env.paintFor(env.Stdout), []column{{"PROVIDER", false}, {"RUNS WHERE", false}, {"SNAPSHOTS", false}, {"ISOLATION", false}}, rows)
 }

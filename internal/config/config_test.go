@@ -88,6 +88,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.timeout":        {`90`, "", "2h", "1m30s", "", "2h0m0s"},
 		"fork.budget":         {`0.1`, "", "none", "$0.1000", "", "none"},
 		"fork.provider":       {`"f"`, "", "l", "f", "", "l"},
+		"fork.isolation":      {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent":          {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent_command":  {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
 		"fork.setup":          {`"make"`, "", "", "make", "", ""},

@@ -45,6 +45,7 @@ type Plan struct {
 	Timeout       time.Duration `json:"timeout"`                 // the most one fork may take, from its sandbox's creation
 	Budget        USD           `json:"budget,omitempty"`        // for the whole run; 0: no limit
 	Provider      string        `json:"provider"`                // where the sandboxes are made
+	Isolation     string        `json:"isolation,omitempty"`     // the tier that the user asked for; Provider has it already
 	Agent         string        `json:"agent"`                   // who does the work
 	AgentCommand  string        `json:"agent_command,omitempty"` // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH

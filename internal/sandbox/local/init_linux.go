@@ -213,8 +213,12 @@ func (in *initProcess) confine() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("not dumpable", err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return os.NewSyscallError("setrlimit", err)
+	if err := confine.Resources(); err != nil {
+		return err
+	}
+	// Before capabilities are gone: some may be needed to see the places.
+	if err := confine.Files(places()); err != nil {
+		return err
 	}
 	if err := confine.DropCapabilities(keep); err != nil {
 		return err
@@ -226,6 +230,18 @@ func (in *initProcess) confine() error {
 		}
 	}
 	return confine.Calls()
+}
+
+// places are where the agent, and init in its name, may write at all. A rule
+// cannot name "the caller's own folder in /proc", and those of processes to
+// come do not exist yet, so /proc is in it as a whole; what is not of
+// processes there is masked or mounted read-only.
+func places() confine.Places {
+	p := confine.Places{Folders: []string{"/dev/shm"}, Devices: []string{"/dev"}, Process: []string{"/proc"}}
+	for _, l := range layers {
+		p.Folders = append(p.Folders, l.target)
+	}
+	return p
 }
 
 func setFileIDs(id int) error {
@@ -241,15 +257,6 @@ func setFileIDs(id int) error {
 		return fmt.Errorf("setfsuid: still %d", now)
 	}
 	return nil
-}
-
-// refusal gives what the kernel refused to a namespace its kind and hint. It
-// keeps a kind that was given before.
-func refusal(what string, err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fault.New(what, fault.Unsupported, "%w", err).Hinted("%s", namespaceHint())
-	}
-	return fault.Wrap(what, err)
 }
 
 // loopbackUp is all the network there is.

@@ -108,6 +108,8 @@ type Finding struct {
 	OK   bool
 	Text string // what was found, one line
 	Hint string // what the user can do about it; empty when OK
+
+	Optional bool // a sandbox can do without, and is the less safe for it
 }
 
 // String returns the finding in one line, without its hint.

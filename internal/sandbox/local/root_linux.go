@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,18 +19,31 @@ import (
 const stageAt = "/usr"
 
 // etc is the part of /etc that is the sandbox's own. There is no network but
-// the loopback, so names are looked up in hosts only and fail at once.
+// the loopback, so names are looked up in hosts only and fail at once; who
+// asks a server all the same is refused at once by a port that nobody listens
+// on. The files in which people look for the reason give it.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/sh\n" +
 		"agent:x:1000:1000:agent:" + sandbox.Home + ":/bin/sh\n" +
 		"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
 	"group":         "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n",
-	"hosts":         "127.0.0.1 localhost sandbox\n::1 localhost\n",
+	"hosts":         noNames + "127.0.0.1 localhost sandbox\n::1 localhost\n",
 	"hostname":      "sandbox\n",
-	"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\nservices: files\n",
-	"resolv.conf":   "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+	"nsswitch.conf": noNames + "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\nservices: files\n",
+	"resolv.conf":   noNames + "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
 	"shells":        "/bin/sh\n/bin/bash\n",
+	"motd": "This is a sandbox. You are the user agent, and cannot become another.\n\n" +
+		"There is no network but the gateway, where the run has one, at " + gatewayAddress + ".\n" +
+		"Host names are not looked up here, and no other address can be reached: that is\n" +
+		"on purpose, and trying again does not help. Where HTTPS_PROXY is set, programs\n" +
+		"that heed it reach the hosts that this run may reach, by their names.\n\n" +
+		"You can write to " + sandbox.Workspace + ", to your home and to /tmp; the rest is read-only.\n",
 }
+
+// noNames is the head of the files that name resolution reads.
+const noNames = "# Host names are not looked up in a sandbox: see /etc/motd.\n"
+
+var gatewayAddress = fmt.Sprintf("http://127.0.0.1:%d", sandbox.GatewayPort)
 
 // folders exist in every sandbox, with what may be done in them.
 var folders = map[string]os.FileMode{
@@ -44,13 +58,11 @@ var links = map[string]string{
 	"/dev/ptmx": "pts/ptmx",
 }
 
-// masked are the files and folders below /proc that speak of the whole host
-// or change it.
-var masked = []string{"kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "kpagecount", "kpageflags", "kpagecgroup",
-	"latency_stats", "sysrq-trigger", "vmallocinfo", "slabinfo", "config.gz", "interrupts", "acpi", "scsi", "asound", "driver"}
-
-// frozen are the folders below /proc that are only made read-only.
-var frozen = []string{"sys", "irq", "bus", "fs"}
+// shown are the files and folders in /proc that runtimes and build tools read
+// to learn about processors, memory and the kernel. Everything else there but
+// the processes speaks of the whole host or changes it, and is masked, also
+// what only a later kernel has.
+var shown = []string{"cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "net", "self", "stat", "sys", "sysvipc", "thread-self", "uptime", "version"}
 
 // buildRoot makes the calling process's mount namespace the sandbox's: first
 // a copy of the host's, in the end nothing but what is listed here. It runs
@@ -96,15 +108,12 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 	// No user namespace below ours, also where the filter of system calls
 	// should have a hole: kernels without this file just have one door less.
 	_ = os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
-	if err := maskProc(); err != nil {
-		return err
-	}
 	for _, p := range []string{"/", "/dev"} {
 		if err := readOnly(p); err != nil {
 			return err
 		}
 	}
-	return nil
+	return maskProc()
 }
 
 // A tree is the root under construction. A path in it is looked up as the
@@ -252,31 +261,29 @@ func (t tree) parent(p string) (int, error) {
 	return fd, nil
 }
 
-// maskProc takes the host out of /proc. A file that this kernel does not
-// have needs no mask; one that cannot be masked is an error.
+// maskProc takes the host out of /proc. What cannot be masked is an error.
 func maskProc() error {
-	for _, name := range slices.Concat(masked, frozen) {
-		p := "/proc/" + name
-		st, err := os.Lstat(p)
-		if errors.Is(err, os.ErrNotExist) {
+	if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return os.NewSyscallError("mount /proc/sys", err)
+	}
+	if err := readOnly("/proc/sys"); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err == nil || slices.Contains(shown, e.Name()) {
 			continue
 		}
-		if err != nil {
-			return err
+		// What is bound is read-only where the root is; /sys is empty.
+		nothing := os.DevNull
+		if e.IsDir() {
+			nothing = "/sys"
 		}
-		switch {
-		case slices.Contains(frozen, name):
-			err = unix.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, "")
-			if err == nil {
-				err = readOnly(p)
-			}
-		case st.IsDir():
-			err = unix.Mount("tmpfs", p, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=0,nr_inodes=1,mode=555")
-		default:
-			err = unix.Mount("/dev/null", p, "", unix.MS_BIND, "")
-		}
-		if err != nil {
-			return os.NewSyscallError("mask "+p, err)
+		if err := unix.Mount(nothing, "/proc/"+e.Name(), "", unix.MS_BIND, ""); err != nil {
+			return os.NewSyscallError("mask /proc/"+e.Name(), err)
 		}
 	}
 	return nil

@@ -1,102 +1,57 @@
-// Package confine takes from a process what no agent needs: system calls and
-// capabilities. What it takes is gone for everything the process ever starts.
 package confine
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"unsafe"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
-// refused are system calls that no coding agent needs and that reach beyond
-// a sandbox, or far into the kernel. Names that this architecture does not
-// have are skipped.
-var refused = []string{
-	"mount", "umount2", "pivot_root", "chroot", "fsopen", "fsmount", "fsconfig", "fspick", "move_mount", "open_tree", "open_tree_attr", "mount_setattr",
-	"setns", "unshare", "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd",
-	"io_uring_setup", "io_uring_enter", "io_uring_register",
-	"kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
-	"open_by_handle_at", "name_to_handle_at", "quotactl", "quotactl_fd", "swapon", "swapoff", "reboot", "acct",
-	"settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "lookup_dcookie", "iopl", "ioperm", "syslog", "vhangup",
-	"process_vm_writev", "fanotify_init",
-}
-
+// What a filter answers.
 const (
-	deny   = seccomp.Action(unix.SECCOMP_RET_ERRNO | unix.EPERM)
-	absent = seccomp.Action(unix.SECCOMP_RET_ERRNO | unix.ENOSYS)
+	allow      = uint32(unix.SECCOMP_RET_ALLOW)
+	deny       = uint32(unix.SECCOMP_RET_ERRNO | unix.EPERM)
+	missing    = uint32(unix.SECCOMP_RET_ERRNO | unix.ENOSYS)
+	noFamily   = uint32(unix.SECCOMP_RET_ERRNO | unix.EAFNOSUPPORT)
+	noProtocol = uint32(unix.SECCOMP_RET_ERRNO | unix.EPROTONOSUPPORT)
 )
 
-// Calls forbids this process and all it ever starts to gain privileges,
-// and the system calls above. It works on every thread.
+// Calls leaves this process and all it ever starts with the system calls of
+// the list, and with no way to gain privileges. It works on every thread.
+// System calls of another architecture, which are a way around a list of
+// numbers, do not exist.
 func Calls() error {
-	info, err := arch.GetInfo("")
+	program, err := assemble()
 	if err != nil {
 		return err
 	}
-	if err := refuseForeign(uint32(info.ID)); err != nil {
-		return err
+	raw, err := bpf.Assemble(program)
+	if err != nil {
+		return fmt.Errorf("seccomp: %w", err)
 	}
-	var names []string
-	for _, name := range refused {
-		if _, ok := info.SyscallNames[name]; ok {
-			names = append(names, name)
-		}
-	}
-	groups := []seccomp.SyscallGroup{
-		{Action: deny, Names: names},
-		{Action: deny, NamesWithCondtions: append(newNamespaces(), strangeSockets()...)},
-	}
-	if _, ok := info.SyscallNames["clone3"]; ok {
-		// Its flags lie in memory, where a filter cannot look; callers fall
-		// back to clone when it does not exist.
-		groups = append(groups, seccomp.SyscallGroup{Action: absent, Names: []string{"clone3"}})
-	}
-	return seccomp.LoadFilter(seccomp.Filter{
-		NoNewPrivs: true, Flag: seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: groups},
-	})
-}
-
-func newNamespaces() (names []seccomp.NameWithConditions) {
-	for _, flag := range []uint64{unix.CLONE_NEWUSER, unix.CLONE_NEWNS, unix.CLONE_NEWNET, unix.CLONE_NEWPID, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP} {
-		names = append(names, seccomp.NameWithConditions{Name: "clone", Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.BitsSet, Value: flag}}})
-	}
-	return names
-}
-
-// strangeSockets refuses all families but unix, IPv4, IPv6 and netlink. A
-// network namespace does not hold vsock back, which leads to the hypervisor.
-func strangeSockets() (names []seccomp.NameWithConditions) {
-	for _, r := range [][2]uint64{{unix.AF_INET + 1, unix.AF_INET6 - 1}, {unix.AF_INET6 + 1, unix.AF_NETLINK - 1}, {unix.AF_NETLINK + 1, 1<<64 - 1}} {
-		names = append(names, seccomp.NameWithConditions{Name: "socket", Conditions: []seccomp.Condition{
-			{Argument: 0, Operation: seccomp.GreaterOrEqual, Value: r[0]}, {Argument: 0, Operation: seccomp.LessOrEqual, Value: r[1]},
-		}})
-	}
-	return names
-}
-
-// refuseForeign makes system calls of another architecture than our own fail.
-// The library lets them pass unseen: 32-bit calls of a 64-bit kernel would be
-// a way around the whole list.
-func refuseForeign(native uint32) error {
-	const archOffset = 4 // in struct seccomp_data
-	code := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: archOffset},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: native, Jt: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: uint32(absent)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	code := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		code[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("no_new_privs", err)
 	}
-	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
-	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
+	fprog := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
 	runtime.KeepAlive(code)
+	if errno == unix.ENOSYS || errno == unix.EINVAL {
+		return noFilters(errno)
+	}
 	if errno != 0 {
 		return os.NewSyscallError("seccomp", errno)
 	}
@@ -106,31 +61,141 @@ func refuseForeign(native uint32) error {
 	return nil
 }
 
-// DropCapabilities leaves the calling thread with the kept capabilities, and
-// whatever it starts with none that it could ever gain.
-func DropCapabilities(keep []uint) error {
-	var bits uint64
-	for _, c := range keep {
-		bits |= 1 << c
+// CallsAvailable returns nil when the kernel can do what [Calls] asks of it,
+// and otherwise an error of kind fault.Unsupported.
+func CallsAvailable() error {
+	action := uint32(unix.SECCOMP_RET_ERRNO)
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	if errno != 0 {
+		return noFilters(errno)
 	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return os.NewSyscallError("clear ambient capabilities", err)
+	return nil
+}
+
+func noFilters(err error) error {
+	return fault.New("seccomp", fault.Unsupported, "the kernel has no filters of system calls: %w", err).
+		Hinted("Use a kernel built with CONFIG_SECCOMP_FILTER.")
+}
+
+// assemble makes the filter for the architecture that this program was built
+// for: first the calls whose arguments matter, then the list.
+func assemble() ([]bpf.Instruction, error) {
+	info, err := arch.GetInfo("")
+	if err != nil {
+		return nil, err
 	}
-	for c := uintptr(0); ; c++ {
-		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
-		if err != nil {
-			break // past the last one that the kernel knows
-		}
-		if has == 1 {
-			if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
-				return os.NewSyscallError("drop capability", err)
+	have := func(names string) (found []string) {
+		for name := range strings.FieldsSeq(names) {
+			if _, ok := info.SyscallNames[name]; ok {
+				found = append(found, name)
 			}
 		}
+		return found
 	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	data := [2]unix.CapUserData{
-		{Effective: uint32(bits), Permitted: uint32(bits)},
-		{Effective: uint32(bits >> 32), Permitted: uint32(bits >> 32)},
+	policy := seccomp.Policy{DefaultAction: seccomp.ActionErrno, Syscalls: []seccomp.SyscallGroup{
+		{Action: seccomp.Action(deny), Names: have(refused)},
+		{Action: seccomp.ActionAllow, Names: have(allowed)},
+	}}
+	list, err := policy.Assemble()
+	if err != nil {
+		return nil, fmt.Errorf("seccomp: %w", err)
 	}
-	return os.NewSyscallError("capset", unix.Capset(&header, &data[0]))
+	// The library knows EPERM only as the answer to what is on no list. That
+	// answer is its last instruction.
+	last := len(list) - 1
+	if list[last] != (bpf.RetConstant{Val: deny}) {
+		return nil, errors.New("seccomp: the library builds filters in another way now")
+	}
+	list[last] = bpf.RetConstant{Val: missing}
+	program := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: archAt, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(info.ID), SkipTrue: 1},
+		bpf.RetConstant{Val: missing},
+	}
+	for name, code := range conditions() {
+		number, ok := info.SyscallNames[name]
+		if !ok {
+			return nil, fmt.Errorf("seccomp: %s has no %s", info.Name, name)
+		}
+		program = append(program, bpf.LoadAbsolute{Off: numberAt, Size: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(number), SkipFalse: uint8(len(code))})
+		program = append(program, code...)
+	}
+	return append(program, list...), nil
+}
+
+// Where the fields of struct seccomp_data are. An argument has 64 bits; those
+// that are looked at here the kernel reads as 32 bits wide, so that a caller
+// may set the upper half, which comes second, as it likes.
+const (
+	numberAt    = 0
+	archAt      = 4
+	argumentsAt = 16
+)
+
+// conditional are the calls that are allowed with some arguments only.
+const conditional = "clone ioctl personality socket socketpair"
+
+// conditions returns what answers each of the conditional calls. They are not
+// left to the library because its filters lose the number of a call as soon
+// as they look at an argument, and take the argument for the number from then
+// on (go-seccomp-bpf v1.6.0).
+func conditions() map[string][]bpf.Instruction {
+	const first, second, third = argumentsAt, argumentsAt + 8, argumentsAt + 16
+	is := func(argument, value uint32) condition { return condition{argument, bpf.JumpEqual, value} }
+	const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID |
+		unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	socket := [][]bpf.Instruction{
+		when(allow, is(first, unix.AF_UNIX)),
+		// Who has which address; other talk with the kernel is not for an
+		// agent.
+		when(allow, is(first, unix.AF_NETLINK), is(third, unix.NETLINK_ROUTE)),
+		when(noProtocol, is(first, unix.AF_NETLINK)),
+	}
+	for _, family := range []uint32{unix.AF_INET, unix.AF_INET6} {
+		// Every other protocol is a module that the kernel would load.
+		for _, protocol := range []uint32{0, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
+			socket = append(socket, when(allow, is(first, family), is(third, protocol)))
+		}
+		socket = append(socket, when(noProtocol, is(first, family)))
+	}
+	// So is every other family. And a network namespace does not hold vsock
+	// back, which leads to the hypervisor.
+	socket = append(socket, when(noFamily))
+	return map[string][]bpf.Instruction{
+		"clone": slices.Concat(when(deny, condition{first, bpf.JumpBitsSet, namespaces}), when(allow)),
+		// Typing into a terminal and pasting on a console are ways out of it;
+		// a line discipline is one more module.
+		"ioctl": slices.Concat(when(deny, is(second, unix.TIOCSTI)), when(deny, is(second, unix.TIOCLINUX)),
+			when(deny, is(second, unix.TIOCSETD)), when(allow)),
+		// Debuggers and the thread sanitizer want their own addresses fixed.
+		// The last one only asks.
+		"personality": slices.Concat(when(allow, is(first, 0)), when(allow, is(first, addrNoRandomize)),
+			when(allow, is(first, 0xffffffff)), when(deny)),
+		"socket":     slices.Concat(socket...),
+		"socketpair": slices.Concat(when(allow, is(first, unix.AF_UNIX)), when(noFamily)),
+	}
+}
+
+// addrNoRandomize is of linux/personality.h.
+const addrNoRandomize = 0x40000
+
+// A condition is one on a word of struct seccomp_data.
+type condition struct {
+	word  uint32 // where it is
+	test  bpf.JumpTest
+	value uint32
+}
+
+// when answers a call for which every condition holds, and otherwise goes on
+// to what comes next.
+func when(answer uint32, all ...condition) []bpf.Instruction {
+	code := []bpf.Instruction{bpf.RetConstant{Val: answer}}
+	for _, c := range slices.Backward(all) {
+		code = append([]bpf.Instruction{
+			bpf.LoadAbsolute{Off: c.word, Size: 4},
+			bpf.JumpIf{Cond: c.test, Val: c.value, SkipFalse: uint8(len(code))},
+		}, code...)
+	}
+	return code
 }
