@@ -165,23 +165,51 @@ func (t tree) mount(p, source, fstype string, flags uintptr, options string) err
 	return nil
 }
 
+// partsAt is where a mount stands whose parts are taken: in the host's root,
+// together with which it goes. Every host has the folder.
+const partsAt = "/etc"
+
 // attach puts what was opened before where it will be seen.
 func (t tree) attach(m mount) error {
+	if m.Parts == nil {
+		return t.place(m.fd, m.Target, m.Folder)
+	}
+	err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, partsAt, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	for name, target := range m.Parts {
+		// Before Linux 6.15 a part cannot be taken of what stands nowhere.
+		fd, err := unix.OpenTree(m.fd, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return os.NewSyscallError("open_tree "+name, err)
+		}
+		err = t.place(fd, target, true)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// place moves the mount fd to target.
+func (t tree) place(fd int, target string, folder bool) error {
 	var err error
-	if m.Folder {
-		err = t.folder(m.Target)
+	if folder {
+		err = t.folder(target)
 	} else {
-		err = t.file(m.Target)
+		err = t.file(target)
 	}
 	if err != nil {
 		return err
 	}
-	at, err := t.open(m.Target, unix.O_PATH)
+	at, err := t.open(target, unix.O_PATH)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
-	err = unix.MoveMount(m.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	err = unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	return os.NewSyscallError("move_mount", err)
 }
 
