@@ -196,7 +196,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	defer heard.Close()
 	cmd := &exec.Cmd{
 		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
-		Env: []string{}, // not ours: it holds keys
+		Env: runtimeSettings(), // not ours: it holds keys
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}

@@ -45,6 +45,12 @@ const (
 	initWord = "init"
 )
 
+// runtimeSettings is the whole environment of a supervisor and of init: they
+// wait most of the time, and share the processors with many others. A second
+// processor each would cost a sandbox half a megabyte; and without a word on
+// it, Go reads the list of mounts and looks once a second for a new limit.
+func runtimeSettings() []string { return []string{"GOMAXPROCS=1"} }
+
 // patience bounds what a supervisor waits for the kernel while it tidies up.
 const patience = 30 * time.Second
 
@@ -268,7 +274,7 @@ func (s *supervisor) startInit(group *os.File) error {
 	s.orders.open(ours, s.initDone)
 	start := func() error {
 		s.init = &exec.Cmd{
-			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: []string{}, Dir: "/",
+			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: runtimeSettings(), Dir: "/",
 			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
 			SysProcAttr: initAttr(s.record.Identity),
 		}
