@@ -29,8 +29,8 @@
 //
 // # Files
 //
-//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
-//	                         fs/{workspace,home,tmp}  proc/<id>.{stdout,stderr}
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log p-<id>.{stdout,stderr}
+//	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
 //	<Dir>/locks/             one of 64 locks is held while a key is changed

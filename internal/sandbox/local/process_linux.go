@@ -3,7 +3,6 @@ package local
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +22,7 @@ type process struct {
 
 // outputName is the file of a stream, below the sandbox's folder.
 func outputName(id string, stream sandbox.Stream) string {
-	return filepath.Join(procDir, id+"."+string(stream))
+	return "p-" + id + "." + string(stream)
 }
 
 // start starts a process, unless there was one under the id. Whoever comes

@@ -149,10 +149,8 @@ func (p *Provider) make(ctx context.Context, r record) (ref sandbox.Ref, err err
 		if err := box.writeJSON(specFile, r); err != nil {
 			return err
 		}
-		for _, d := range []string{procDir, fsDir} {
-			if err := os.Mkdir(filepath.Join(temp, d), 0o700); err != nil {
-				return err
-			}
+		if err := os.Mkdir(filepath.Join(temp, fsDir), 0o700); err != nil {
+			return err
 		}
 		if err := os.Rename(temp, p.boxPath(r.Key)); err != nil {
 			return err

@@ -250,7 +250,7 @@ func (s *supervisor) openCgroup() *os.File {
 	// The name is written down before the folder is made: whoever tidies up
 	// after a crash finds it, and it is never anybody else's.
 	s.left.Cgroup = filepath.Join(parent, cgroupPrefix+s.record.Instance)
-	err := s.box.writeJSON(runFile, s.left)
+	err := s.box.writeRemains(s.left)
 	if err == nil {
 		var group *os.File
 		if group, err = makeCgroup(s.left.Cgroup); err == nil {
@@ -308,7 +308,7 @@ func (s *supervisor) startInit(group *os.File) error {
 	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
 		return err
 	}
-	return s.box.writeJSON(runFile, s.left)
+	return s.box.writeRemains(s.left)
 }
 
 func initAttr(id identity) *syscall.SysProcAttr {
