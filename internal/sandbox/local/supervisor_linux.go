@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -79,9 +80,6 @@ type supervisor struct {
 }
 
 func supervisorMain(argv []string, path string) int {
-	// Init dies with the thread that started it. This one lives as long as
-	// the program.
-	runtime.LockOSThread()
 	life := os.NewFile(lifeFD, "life")
 	defer life.Close()
 	unix.CloseOnExec(lifeFD)
@@ -90,10 +88,7 @@ func supervisorMain(argv []string, path string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	closeStray(greetingFD + 1)
 	unix.Umask(0o077)
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP) // and nothing more: workers come and go
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP) // workers come and go
 
 	s, err := newSupervisor(path, log)
 	if err == nil {
@@ -117,6 +112,8 @@ func supervisorMain(argv []string, path string) int {
 		// worker that asks for the key gets it.
 		log.Info("nobody waits for this sandbox", "err", encodeErr)
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
 	select {
 	case <-stop:
 		_ = s.end("signal")
@@ -147,8 +144,8 @@ func closeStray(first int) {
 		return
 	}
 	for _, e := range entries {
-		var fd int
-		if _, err := fmt.Sscan(e.Name(), &fd); err != nil || fd < first {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < first {
 			continue
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -198,28 +195,22 @@ func (s *supervisor) open() (err error) {
 		return err
 	}
 	go s.ring()
-	if err := makeLayers(s.record, s.box.path); err != nil {
-		return fileFault("make folders", err)
-	}
 	group := s.openCgroup()
 	if group != nil {
 		defer group.Close()
 	}
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
-	var fds []int
-	if s.record.Identity.Root {
-		mounts, err := openMounts(s.record, s.box.path)
-		defer closeMounts(mounts)
-		if err != nil {
-			return refusal("open mounts", err)
-		}
-		set.Mounts = mounts
-		for _, m := range mounts {
-			fds = append(fds, m.fd)
-		}
-	}
-	if err := s.startInit(group); err != nil {
+	prepared := make(chan error, 1)
+	go func() { prepared <- set.prepare() }() // init takes as long to start
+	err = s.startInit(group)
+	err = errors.Join(<-prepared, err)
+	defer closeMounts(set.Mounts)
+	if err != nil {
 		return err
+	}
+	var fds []int
+	for _, m := range set.Mounts {
+		fds = append(fds, m.fd)
 	}
 	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
 	if err == nil {
@@ -239,6 +230,18 @@ func (s *supervisor) open() (err error) {
 		}
 	}
 	return s.listen()
+}
+
+// prepare makes what init will be given. As root that is all mounts; another
+// user's init opens them itself.
+func (s *setup) prepare() (err error) {
+	if err := makeLayers(s.Record, s.Box); err != nil {
+		return fileFault("make folders", err)
+	}
+	if s.Record.Identity.Root {
+		s.Mounts, err = openMounts(s.Record, s.Box)
+	}
+	return refusal("open mounts", err)
 }
 
 // openCgroup returns the sandbox's cgroup, or nil where there can be none.
@@ -283,27 +286,35 @@ func (s *supervisor) startInit(group *os.File) error {
 		}
 		return s.init.Start()
 	}
-	err = start()
-	if err != nil && group != nil {
-		// Where a process cannot be put into the cgroup, the sandbox does
-		// without; what else is wrong shows again.
-		s.log.Info("no cgroup", "err", err)
-		group = nil
-		err = start()
-	}
-	if err != nil {
+	started := make(chan error)
+	go func() {
+		// Init dies with the thread that started it. This one does nothing
+		// else from now on.
+		runtime.LockOSThread()
+		err := start()
+		if err != nil && group != nil {
+			// Where a process cannot be put into the cgroup, the sandbox does
+			// without; what else is wrong shows again.
+			s.log.Info("no cgroup", "err", err)
+			group = nil
+			err = start()
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		// The first process of a pid namespace is reaped after all others.
+		err = s.init.Wait()
+		s.log.Info("init ended", "how", fmt.Sprint(err))
+		close(s.initDone)
+		s.initGone()
+	}()
+	if err := <-started; err != nil {
 		_ = ours.Close()
 		close(s.initDone)
 		s.init = nil
 		return cloneFault(err)
 	}
-	go func() {
-		// The first process of a pid namespace is reaped after all others.
-		err := s.init.Wait()
-		s.log.Info("init ended", "how", fmt.Sprint(err))
-		close(s.initDone)
-		s.initGone()
-	}()
 	go s.orders.hear(s)
 	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
 		return err
