@@ -3,6 +3,8 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -120,11 +122,9 @@ func (t tree) open(p string, flags uint64) (int, error) {
 
 // furnish makes what is the sandbox's own.
 func (t tree) furnish(hostLinks map[string]string) error {
-	for p, mode := range folders {
-		if err := t.folder(p); err != nil {
-			return err
-		}
-		if err := os.Chmod("."+p, mode); err != nil {
+	// Nothing in it is anybody else's yet, so paths need no care.
+	for _, p := range slices.Sorted(maps.Keys(folders)) {
+		if err := os.Mkdir("."+p, folders[p]); err != nil {
 			return err
 		}
 	}
@@ -132,7 +132,7 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		return err
 	}
 	for _, p := range []string{"/dev/pts", "/dev/shm"} {
-		if err := t.folder(p); err != nil {
+		if err := os.Mkdir("."+p, 0o755); err != nil {
 			return err
 		}
 	}
@@ -150,9 +150,26 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		}
 	}
 	for name, text := range etc {
-		if err := os.WriteFile("./etc/"+name, []byte(text), 0o644); err != nil {
+		if err := writeNew("./etc/"+name, text); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// writeNew is os.WriteFile without what that does for files that can block.
+func writeNew(name, text string) error {
+	fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	n, err := unix.Write(fd, []byte(text))
+	if err == nil && n < len(text) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: name, Err: err}
 	}
 	return nil
 }
@@ -195,16 +212,17 @@ func (t tree) attach(m mount) error {
 
 // place moves the mount fd to target.
 func (t tree) place(fd int, target string, folder bool) error {
-	var err error
-	if folder {
-		err = t.folder(target)
-	} else {
-		err = t.file(target)
-	}
-	if err != nil {
-		return err
-	}
 	at, err := t.open(target, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		if folder {
+			err = t.folder(target)
+		} else {
+			err = t.file(target)
+		}
+		if err == nil {
+			at, err = t.open(target, unix.O_PATH)
+		}
+	}
 	if err != nil {
 		return err
 	}
