@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,7 +43,7 @@ var system = []string{
 var systemLinks = []string{"/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
 
 // languages keep a part of their installation in /etc.
-var languages = []string{"/etc/java-*", "/etc/python3*", "/etc/perl", "/etc/maven", "/etc/fonts"}
+var languages = []string{"java-*", "python3*", "perl", "maven", "fonts"}
 
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
@@ -71,13 +72,11 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 		return nil
 	}
 	paths := slices.Clone(system)
-	for _, pattern := range languages {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, err
-		}
-		paths = append(paths, found...)
+	installed, err := languageFolders()
+	if err != nil {
+		return nil, err
 	}
+	paths = append(paths, installed...)
 	for _, p := range systemLinks {
 		if st, err := os.Lstat(p); err == nil && st.IsDir() {
 			paths = append(paths, p)
@@ -122,6 +121,27 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 		}
 	}
 	return mounts, nil
+}
+
+// languageFolders reads /etc once, not once for each pattern.
+func languageFolders() (paths []string, err error) {
+	etc, err := os.Open("/etc")
+	if err != nil {
+		return nil, err
+	}
+	defer etc.Close()
+	names, err := etc.Readdirnames(-1)
+	for _, name := range names {
+		ours := func(pattern string) bool {
+			ok, _ := path.Match(pattern, name) // the patterns are right
+			return ok
+		}
+		if slices.ContainsFunc(languages, ours) {
+			paths = append(paths, "/etc/"+name)
+		}
+	}
+	slices.Sort(paths)
+	return paths, err
 }
 
 // cloneTree copies what is mounted at path, as a tree of its own that no
