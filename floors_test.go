@@ -82,6 +82,8 @@ var floors = map[string][]string{
 
 	// beside the house: what builds and tests it, never shipped
 	"scripts/*": {},
+	// Measures a provider beside its peers, so it needs one.
+	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local"},
 }
 
 // quiet packages decide and never do: they may not reach the outside world.

@@ -29,8 +29,8 @@
 //
 // # Files
 //
-//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
-//	                         fs/{workspace,home,tmp}  proc/p-<id>/{stdout,stderr,exit.json}
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log p-<id>.{stdout,stderr}
+//	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
 //	<Dir>/locks/             one of 64 locks is held while a key is changed
@@ -41,8 +41,8 @@
 // names the bases below it: nothing is copied, and inode numbers and times,
 // which a git index remembers, stay.
 //
-// Output goes straight from the agent's process into a file that is opened
-// for appending. Of [sandbox.Limits] nothing is enforced by this version; a
+// Output goes through a pipe, from which the supervisor moves it into a file.
+// Of [sandbox.Limits] nothing is enforced by this version; a
 // Create that asks for some says so in the log.
 package local
 

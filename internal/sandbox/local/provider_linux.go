@@ -149,10 +149,8 @@ func (p *Provider) make(ctx context.Context, r record) (ref sandbox.Ref, err err
 		if err := box.writeJSON(specFile, r); err != nil {
 			return err
 		}
-		for _, d := range []string{procDir, fsDir} {
-			if err := os.Mkdir(filepath.Join(temp, d), 0o700); err != nil {
-				return err
-			}
+		if err := os.Mkdir(filepath.Join(temp, fsDir), 0o700); err != nil {
+			return err
 		}
 		if err := os.Rename(temp, p.boxPath(r.Key)); err != nil {
 			return err
@@ -196,7 +194,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	defer heard.Close()
 	cmd := &exec.Cmd{
 		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
-		Env: []string{}, // not ours: it holds keys
+		Env: runtimeSettings(), // not ours: it holds keys
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}

@@ -3,6 +3,8 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -129,11 +131,9 @@ func (t tree) open(p string, flags uint64) (int, error) {
 
 // furnish makes what is the sandbox's own.
 func (t tree) furnish(hostLinks map[string]string) error {
-	for p, mode := range folders {
-		if err := t.folder(p); err != nil {
-			return err
-		}
-		if err := os.Chmod("."+p, mode); err != nil {
+	// Nothing in it is anybody else's yet, so paths need no care.
+	for _, p := range slices.Sorted(maps.Keys(folders)) {
+		if err := os.Mkdir("."+p, folders[p]); err != nil {
 			return err
 		}
 	}
@@ -141,7 +141,7 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		return err
 	}
 	for _, p := range []string{"/dev/pts", "/dev/shm"} {
-		if err := t.folder(p); err != nil {
+		if err := os.Mkdir("."+p, 0o755); err != nil {
 			return err
 		}
 	}
@@ -159,9 +159,26 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		}
 	}
 	for name, text := range etc {
-		if err := os.WriteFile("./etc/"+name, []byte(text), 0o644); err != nil {
+		if err := writeNew("./etc/"+name, text); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// writeNew is os.WriteFile without what that does for files that can block.
+func writeNew(name, text string) error {
+	fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	n, err := unix.Write(fd, []byte(text))
+	if err == nil && n < len(text) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: name, Err: err}
 	}
 	return nil
 }
@@ -174,23 +191,52 @@ func (t tree) mount(p, source, fstype string, flags uintptr, options string) err
 	return nil
 }
 
+// partsAt is where a mount stands whose parts are taken: in the host's root,
+// together with which it goes. Every host has the folder.
+const partsAt = "/etc"
+
 // attach puts what was opened before where it will be seen.
 func (t tree) attach(m mount) error {
-	var err error
-	if m.Folder {
-		err = t.folder(m.Target)
-	} else {
-		err = t.file(m.Target)
+	if m.Parts == nil {
+		return t.place(m.fd, m.Target, m.Folder)
 	}
+	err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, partsAt, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
-		return err
+		return os.NewSyscallError("move_mount", err)
 	}
-	at, err := t.open(m.Target, unix.O_PATH)
+	for name, target := range m.Parts {
+		// Before Linux 6.15 a part cannot be taken of what stands nowhere.
+		fd, err := unix.OpenTree(m.fd, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return os.NewSyscallError("open_tree "+name, err)
+		}
+		err = t.place(fd, target, true)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// place moves the mount fd to target.
+func (t tree) place(fd int, target string, folder bool) error {
+	at, err := t.open(target, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		if folder {
+			err = t.folder(target)
+		} else {
+			err = t.file(target)
+		}
+		if err == nil {
+			at, err = t.open(target, unix.O_PATH)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
-	err = unix.MoveMount(m.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	err = unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	return os.NewSyscallError("move_mount", err)
 }
 

@@ -336,3 +336,37 @@ func TestForgottenCgroupsAreSweptAndOthersAreNot(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheLastWholeLineOfALifeFileHolds(t *testing.T) {
+	dir := t.TempDir()
+	f, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if left, err := f.readRemains(); err != nil || left != (remains{}) {
+		t.Errorf("without a file: %+v, %v", left, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, lifeFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := remains{Init: processID{PID: 7, Start: 8, Boot: "b"}, Cgroup: "/c"}
+	for _, left := range []remains{{Cgroup: "/c"}, want} {
+		if err := f.writeRemains(left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	torn, err := os.OpenFile(filepath.Join(dir, lifeFile), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer torn.Close()
+	for _, text := range []string{"", `{"init":{"pid":9`} {
+		if _, err := torn.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := f.readRemains(); err != nil || left != want {
+			t.Errorf("%+v, %v", left, err)
+		}
+	}
+}
