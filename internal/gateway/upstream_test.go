@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // realKey is what must never be seen anywhere but upstream.
@@ -272,7 +273,7 @@ func openRig(t testing.TB, dir string, up *upstream, change ...func(*Options)) *
 	t.Helper()
 	logs := new(safeBuffer)
 	o := Options{
-		Dir:         dir,
+		Ledger:      ledger.Options{Dir: dir},
 		Prices:      testPrices,
 		Credentials: func(context.Context) (Credentials, error) { return Credentials{APIKey: realKey, BaseURL: up.URL}, nil },
 		Logger:      slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -327,16 +328,12 @@ func (r *rig) idle(run string) {
 	until(r.t, "all calls are settled", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		account := r.runs[run]
-		if account == nil {
-			return true
-		}
-		for _, f := range account.forks {
-			if f.active > 0 {
+		for key, t := range r.tenants {
+			if key.run == run && t.active > 0 {
 				return false
 			}
 		}
-		return account.reserved == 0
+		return true
 	})
 }
 
