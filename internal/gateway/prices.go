@@ -13,6 +13,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // The list prices that this version was built with. They change with dates, so
@@ -22,18 +23,7 @@ import (
 var listPrices []byte
 
 // Tokens is what one call used, by price class.
-type Tokens struct {
-	Input        int64 // neither read from the cache nor written to it
-	CacheWrite5m int64
-	CacheWrite1h int64
-	CacheRead    int64
-	Output       int64
-	WebSearches  int64 // requests, not tokens
-}
-
-// prompt is how long the prompt was, cached or not: what long-context tiers
-// look at.
-func (t Tokens) prompt() int64 { return t.Input + t.CacheWrite5m + t.CacheWrite1h + t.CacheRead }
+type Tokens = ledger.Tokens
 
 // A Rate is a price list, in dollars per million tokens.
 type Rate struct {
@@ -332,7 +322,7 @@ func (p *Prices) pace(model string) string {
 // amount there is.
 func (p *Prices) Cost(model string, u Tokens) fork.USD {
 	m, _ := p.lookup(model)
-	r := m.rate(u.prompt())
+	r := m.rate(u.Prompt())
 	sum := times(u.WebSearches, p.webSearch)
 	for _, c := range []struct {
 		n    int64

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 const messagesPath = "/v1/messages"
@@ -67,7 +68,7 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 		refused.write(w)
 		return
 	}
-	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, fork: gr.fork, patience: gr.patience}
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
 	if metered {
 		if refused := f.meter(gr); refused != nil {
 			refused.write(w)
@@ -77,40 +78,40 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 	f.run()
 }
 
-// note logs what an agent can bring about as often as it likes.
-func (g *Gateway) note(f *forkAccount, what string, args ...any) {
-	g.mu.Lock()
-	f.noted++
-	n := f.noted
-	g.mu.Unlock()
-	if seldom(n) {
-		g.log.Info("a call was not served", append([]any{"what", what, "run", f.run.name, "fork", f.num, "noted", n}, args...)...)
-	}
-}
+// note says why a call was not served, other than for want of money.
+func (g *Gateway) note(t *tenant, what string, args ...any) { g.say(&t.noted, t, what, args...) }
 
 func shorten(s string) string { return s[:min(len(s), 200)] }
 
 // admit finds out whose call it is, and takes one of the fork's places. A token
 // that somebody else's door lets in is stolen.
 func (g *Gateway) admit(r *http.Request, through *Door) (*grant, *refusal) {
+	for _, token := range bearer(r.Header) {
+		gr, refused := g.lookup(r.Context(), ledger.HashOf(token))
+		if refused != nil {
+			return nil, refused
+		}
+		if gr == nil || through != nil && (through.Run != gr.tenant.run || through.Fork != gr.tenant.num) {
+			continue
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		switch {
+		case g.closed:
+			return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
+		case gr.revoked: // in the very moment
+			return nil, refuseToken()
+		case gr.tenant.active >= g.limits.parallel:
+			return nil, comeAgain(time.Second, "This fork has "+strconv.Itoa(gr.tenant.active)+" calls under way, which is the most.")
+		}
+		gr.tenant.active++
+		g.active.Add(1)
+		return gr, nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
-	}
-	for _, token := range bearer(r.Header) {
-		gr := g.tokens[hashToken(token)]
-		if gr == nil || gr.revoked || through != nil && (through.Run != gr.fork.run.name || through.Fork != gr.fork.num) {
-			continue
-		}
-		if gr.fork.active >= g.limits.parallel {
-			busy := refuse(http.StatusTooManyRequests, "rate_limit_error", "This fork has "+strconv.Itoa(gr.fork.active)+" calls under way, which is the most.")
-			busy.after = time.Second
-			return nil, busy
-		}
-		gr.fork.active++
-		g.active.Add(1)
-		return gr, nil
 	}
 	g.unknown++
 	if seldom(g.unknown) {
@@ -119,11 +120,59 @@ func (g *Gateway) admit(r *http.Request, through *Door) (*grant, *refusal) {
 	return nil, refuseToken()
 }
 
+// lookup returns the grant of a token, and nil for one that is not good. The
+// ledger knows; what it said is trusted for a while, for calls that cost money
+// are looked at once more when they are reserved.
+func (g *Gateway) lookup(ctx context.Context, hash ledger.Hash) (*grant, *refusal) {
+	g.mu.Lock()
+	gr := g.tokens[hash]
+	fresh := gr != nil && (gr.revoked || !g.shared || time.Since(gr.checked) < g.limits.trust)
+	closed := g.closed
+	g.mu.Unlock()
+	switch {
+	case fresh && gr.revoked, closed:
+		return nil, nil
+	case fresh:
+		return gr, nil
+	}
+	select {
+	case g.lookups <- struct{}{}:
+		defer func() { <-g.lookups }()
+	case <-ctx.Done():
+		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The call was given up.")
+	}
+	run, num, err := g.ledger.Holder(ctx, hash)
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		g.log.Warn("a token cannot be looked up", "error", err)
+		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot read its ledger.")
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	gr = g.tokens[hash] // it may have been granted or revoked meanwhile
+	switch {
+	case err != nil && gr != nil:
+		gr.revoked = true
+		if gr.tenant.grant == gr {
+			gr.tenant.grant = nil
+		}
+		return nil, nil
+	case err != nil, gr != nil && gr.revoked:
+		return nil, nil
+	case gr != nil:
+		gr.checked = time.Now()
+		return gr, nil
+	}
+	t := g.tenant(run, num)
+	t.dismiss()
+	return g.keep(hash, t), nil
+}
+
 func (g *Gateway) leave(gr *grant) {
 	g.mu.Lock()
-	if gr.fork.active--; gr.fork.active == 0 && gr.fork.quiet != nil {
-		close(gr.fork.quiet)
-		gr.fork.quiet = nil
+	t := gr.tenant
+	if t.active--; t.active == 0 && t.quiet != nil {
+		close(t.quiet)
+		t.quiet = nil
 	}
 	g.mu.Unlock()
 	g.active.Done()
@@ -216,7 +265,7 @@ func (f *forwarding) meter(gr *grant) *refusal {
 		return refused
 	}
 	g.mu.Lock()
-	dense := gr.fork.dense
+	dense := gr.tenant.dense
 	g.mu.Unlock()
 	attempt, err := strconv.Atoi(f.in.Header.Get("X-Stainless-Retry-Count"))
 	if err != nil || attempt < 0 || attempt > 1000 {
@@ -224,20 +273,18 @@ func (f *forwarding) meter(gr *grant) *refusal {
 	}
 	c := &call{
 		g:       g,
-		grant:   gr,
-		fork:    gr.fork,
+		tenant:  gr.tenant,
 		model:   shorten(q.model),
 		path:    f.in.URL.Path,
-		prices:  g.prices.Version(),
 		attempt: attempt,
 		ask:     g.prices.estimate(q, g.maxOutput, dense),
 		started: time.Now(),
 	}
-	if refused := g.reserve(f.in.Context(), c); refused != nil {
+	if refused := g.reserve(f.in.Context(), c, gr.hash); refused != nil {
 		return refused
 	}
 	f.request, f.call = q, c
-	f.body = q.clamp(f.body, c.output)
+	f.body = q.clamp(f.body, c.Output)
 	return nil
 }
 
@@ -249,7 +296,7 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	for _, name := range q.models() {
 		if _, known := g.prices.lookup(name); !known && !g.allowUnpriced {
 			why = "The model " + strconv.Quote(shorten(name)) + " has no price, so calls to it cannot be metered."
-			g.note(gr.fork, "call refused: unpriced model", "model", shorten(name))
+			g.note(gr.tenant, "call refused: unpriced model", "model", shorten(name))
 			return forbid(http.StatusNotFound, "not_found_error", why)
 		}
 	}
@@ -263,6 +310,6 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	default:
 		return nil
 	}
-	g.note(gr.fork, "call refused: unpriced feature", "why", why)
+	g.note(gr.tenant, "call refused: unpriced feature", "why", why)
 	return forbid(http.StatusForbidden, "permission_error", why)
 }
