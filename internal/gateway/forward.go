@@ -29,6 +29,7 @@ type forwarding struct {
 	in       *http.Request
 	ctx      context.Context // of the upstream call
 	cancel   context.CancelCauseFunc
+	maker    maker
 	cred     Credentials
 	base     *url.URL
 	body     []byte
@@ -165,7 +166,11 @@ func isStream(res *http.Response) bool {
 // upstream is the request that goes to the API.
 func (f *forwarding) upstream() *http.Request {
 	target := *f.base
-	target.Path = strings.TrimRight(f.base.Path, "/") + f.in.URL.Path
+	path := f.in.URL.Path
+	if f.maker == openAI {
+		path = strings.TrimPrefix(path, openAIPath)
+	}
+	target.Path = strings.TrimRight(f.base.Path, "/") + path
 	target.RawPath = ""
 	target.RawQuery = f.in.URL.RawQuery
 	out := &http.Request{
@@ -247,8 +252,7 @@ func (f *forwarding) price(model string, t Tokens) fork.USD {
 
 // answered begins the settlement of a call that the API answered.
 func (f *forwarding) answered(res *http.Response, note string) ledger.Settlement {
-	id := res.Header.Get("Request-Id")
-	return ledger.Settlement{State: ledger.Settled, Status: res.StatusCode, RequestID: id[:min(len(id), 128)], Note: note}
+	return ledger.Settlement{State: ledger.Settled, Status: res.StatusCode, RequestID: requestID(res.Header), Note: note}
 }
 
 // unanswered ends a call that has no answer. When no connection was made it
@@ -333,7 +337,7 @@ func (f *forwarding) answer(res *http.Response, body io.Reader) {
 		}
 		return
 	}
-	if model, t, ok := answerUsage(text); ok {
+	if model, t, ok := f.usageOf(text); ok {
 		f.bill(model, t, f.answered(res, ""))
 	} else {
 		f.charge(whole, f.answered(res, "its answer tells no usage"))
@@ -347,20 +351,21 @@ func (f *forwarding) answer(res *http.Response, body io.Reader) {
 
 // stream passes server-sent events on as they come and meters them.
 func (f *forwarding) stream(res *http.Response, body io.Reader) {
-	var m stream
-	defer func() { f.settleStream(&m, res) }()
+	m := f.meterOf()
+	defer func() { f.settleStream(m, res) }()
 	f.copy(res, body, func(p []byte) {
 		m.Write(p) //nolint:errcheck // it never fails
-		if m.ended {
+		if m.state().ended {
 			// Before the agent sees the end, so that its next call finds the
 			// money of this one.
-			f.settleStream(&m, res)
+			f.settleStream(m, res)
 		}
 	})
 }
 
-func (f *forwarding) settleStream(m *stream, res *http.Response) {
-	m.close()
+func (f *forwarding) settleStream(from meter, res *http.Response) {
+	from.close()
+	m := from.state()
 	t, note, ok := m.outcome(f.call.Output)
 	s := f.answered(res, note)
 	switch {

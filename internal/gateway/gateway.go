@@ -41,6 +41,9 @@ type Credentials struct {
 	APIKey    string // sent as x-api-key; not used when AuthToken is set
 	AuthToken string // sent as Authorization: Bearer
 	BaseURL   string // http or https; empty: https://api.anthropic.com
+
+	OpenAIKey     string // for agents that speak OpenAI's API
+	OpenAIBaseURL string // http or https, with the path; empty: https://api.openai.com/v1
 }
 
 // Options say where a gateway keeps its ledger and whom it forwards to.

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
@@ -293,12 +294,21 @@ func trimVariant(name string) (string, bool) {
 	if s, ok := strings.CutSuffix(name, "-latest"); ok {
 		return s, true
 	}
+	if i := len(name) - len("-2026-10-07"); i > 0 && isDate(name[i:]) {
+		return name[:i], true
+	}
 	const date = len("-20261007")
 	i := len(name) - date
 	if i <= 0 || name[i] != '-' && name[i] != '@' || strings.Trim(name[i+1:], "0123456789") != "" {
 		return "", false
 	}
 	return name[:i], true
+}
+
+// isDate accepts "-2026-10-07".
+func isDate(s string) bool {
+	_, err := time.Parse("-2006-01-02", s)
+	return err == nil
 }
 
 // lookup returns the prices of model, or the dearest ones.

@@ -6,6 +6,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
 
 // A request is what the price of a call depends on.
@@ -29,6 +30,10 @@ type request struct {
 	remote   int64 // pictures and documents that the API fetches by itself
 	uses     int64 // how often server tools may run; at most maxUses
 	advisor  bool  // has a tool that asks another model
+
+	answers  int64           // that are asked for; 0: one
+	unpriced string          // something else without a price, in words
+	openai   *openai.Request // the call as OpenAI's API reads it; nil: it is not for that
 }
 
 // readRequest finds everything in body that the price depends on. The error
@@ -181,7 +186,7 @@ func (p *Prices) estimate(q *request, maxOutput int64, dense bool) ask {
 		a.prompt += read
 		a.Fixed = plus(a.Fixed, times(read, rate.write(q.hour)/perMillion))
 		a.Fixed = plus(a.Fixed, times(rounds*q.uses, p.webSearch))
-		a.PerToken = plus(a.PerToken, times(rounds, rate.Output/perMillion))
+		a.PerToken = plus(a.PerToken, times(rounds*max(q.answers, 1), rate.Output/perMillion))
 	}
 	a.Least = min(a.Want, max(leastOutput, q.thinkingFloor()))
 	a.Enough = min(a.Want, max(enoughOutput, q.thinkingFloor()))
@@ -200,6 +205,9 @@ func (q *request) thinkingFloor() int64 {
 // clamp returns body with n in place of its max_tokens. No other byte changes,
 // so that what the agent cached stays cached.
 func (q *request) clamp(body []byte, n int64) []byte {
+	if q.openai != nil {
+		return q.openai.Clamp(body, n)
+	}
 	if q.maxEnd == 0 || n >= q.maxTokens {
 		return body
 	}

@@ -13,27 +13,30 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
 
 const messagesPath = "/v1/messages"
 
-// route says whether a call may pass, and whether it costs money. Everything
-// that is not named here is refused: other parts of the API cost money in ways
-// that are not metered, or manage the account.
-func route(r *http.Request) (metered, ok bool) {
+// route says whose API a call is for, whether it may pass, and whether it costs
+// money. Everything that is not named here is refused: other parts of the APIs
+// cost money in ways that are not metered, or manage the account.
+func route(r *http.Request) (of maker, metered, ok bool) {
 	if r.URL.RawPath != "" { // an escaped path means something else to others
-		return false, false
+		return anthropic, false, false
 	}
 	switch path := r.URL.Path; path {
 	case messagesPath:
-		return true, r.Method == http.MethodPost
+		return anthropic, true, r.Method == http.MethodPost
 	case messagesPath + "/count_tokens":
-		return false, r.Method == http.MethodPost
+		return anthropic, false, r.Method == http.MethodPost
+	case string(openai.Responses), string(openai.Chat):
+		return openAI, true, r.Method == http.MethodPost
 	case "/v1/models":
-		return false, r.Method == http.MethodGet
+		return anthropic, false, r.Method == http.MethodGet
 	default:
 		id, found := strings.CutPrefix(path, "/v1/models/")
-		return false, found && r.Method == http.MethodGet && modelID(id)
+		return anthropic, false, found && r.Method == http.MethodGet && modelID(id)
 	}
 }
 
@@ -53,7 +56,7 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 		return
 	}
 	defer g.leave(gr)
-	metered, ok := route(r)
+	of, metered, ok := route(r)
 	if !ok {
 		forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on.").write(w)
 		return
@@ -63,12 +66,12 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 		refused.write(w)
 		return
 	}
-	cred, base, refused := g.authority(r.Context())
+	cred, base, refused := g.authority(r.Context(), of)
 	if refused != nil {
 		refused.write(w)
 		return
 	}
-	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, maker: of, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
 	if metered {
 		if refused := f.meter(gr); refused != nil {
 			refused.write(w)
@@ -218,10 +221,9 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *refusal
 	return b, nil
 }
 
-const defaultBaseURL = "https://api.anthropic.com"
-
-// authority asks for the real credentials and where they are good.
-func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusal) {
+// authority asks for the real credentials of the maker and where they are good.
+// Those of others are left out of what it returns.
+func (g *Gateway) authority(ctx context.Context, of maker) (Credentials, *url.URL, *refusal) {
 	cred, err := g.credentials(ctx)
 	if err != nil {
 		g.log.Warn("the credentials for the model API cannot be had", "error", cred.redact(err.Error()))
@@ -230,10 +232,16 @@ func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusa
 		}
 		return cred, nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot get its credentials for the model API.")
 	}
+	prefix, standard := "ANTHROPIC", anthropicURL
+	if of == openAI {
+		prefix, standard = "OPENAI", openAIURL
+		cred = Credentials{AuthToken: cred.OpenAIKey, BaseURL: cred.OpenAIBaseURL}
+	}
+	cred.OpenAIKey, cred.OpenAIBaseURL = "", ""
 	cred.APIKey, cred.AuthToken = strings.TrimSpace(cred.APIKey), strings.TrimSpace(cred.AuthToken)
 	if cred.APIKey == "" && cred.AuthToken == "" {
 		return cred, nil, forbid(http.StatusUnauthorized, "authentication_error",
-			"There is no ANTHROPIC_API_KEY: set it in the environment of the command that starts the run, or of the worker.")
+			"There is no "+prefix+"_API_KEY: set it in the environment of the command that starts the run, or of the worker.")
 	}
 	for _, s := range cred.secrets() {
 		if strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' }) {
@@ -241,19 +249,26 @@ func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusa
 		}
 	}
 	if cred.BaseURL == "" {
-		cred.BaseURL = defaultBaseURL
+		cred.BaseURL = standard
 	}
 	base, err := url.Parse(cred.BaseURL)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return cred, nil, forbid(http.StatusNotFound, "not_found_error",
-			"ANTHROPIC_BASE_URL is no http or https URL of a host and a path.")
+			prefix+"_BASE_URL is no http or https URL of a host and a path.")
 	}
 	return cred, base, nil
 }
 
+func (f *forwarding) read() (*request, error) {
+	if f.maker == openAI {
+		return readOpenAI(f.in.URL.Path, f.body)
+	}
+	return readRequest(f.body)
+}
+
 // meter reads what the call may cost and reserves it.
 func (f *forwarding) meter(gr *grant) *refusal {
-	q, err := readRequest(f.body)
+	q, err := f.read()
 	if err != nil {
 		return forbid(http.StatusBadRequest, "invalid_request_error", "The gateway cannot read the request: "+err.Error()+".")
 	}
@@ -301,6 +316,8 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 		}
 	}
 	switch {
+	case q.unpriced != "":
+		why = "There is no price here for " + q.unpriced + ", so such calls cannot be metered."
 	case q.fast:
 		why = "Fast mode has no price here, so calls in it cannot be metered."
 	case q.regional:
