@@ -35,11 +35,13 @@ func (Codex) Model() string { return "gpt-6.1-sol" }
 // Check refuses a spec without a prompt file.
 func (Codex) Check(spec Spec) error { return checkTask("codex", spec) }
 
-// resumeCodex goes on with the one session that there is, or begins one when
-// the process died before it had written anything. The arguments are the file
-// of the prompt, the prompt to go on with and the flags that both share.
-const resumeCodex = `task=$1 prompt=$2; shift 2
-if find "$CODEX_HOME/sessions" -name '*.jsonl' -size +0 2>/dev/null | grep -q .; then
+// runCodex begins a session. To resume, it goes on with the one that there is,
+// or begins it when the process died before it had written anything. The
+// arguments are the file of the prompt, the prompt to go on with, "resume" or
+// not, and the flags that both share. Codex wants its home to be there.
+const runCodex = `task=$1 prompt=$2 how=$3; shift 3
+mkdir -p "$CODEX_HOME"
+if [ "$how" = resume ] && find "$CODEX_HOME/sessions" -name '*.jsonl' -size +0 2>/dev/null | grep -q .; then
 	exec codex exec resume --last "$@" "$prompt" </dev/null
 fi
 exec codex exec "$@" - <"$task"`
@@ -59,16 +61,14 @@ func (Codex) Command(spec Spec) Command {
 	if spec.Model != "" {
 		flags = append(flags, "--model", first(spec.ModelID, spec.Model))
 	}
-	cmd := Command{
-		Args:  append(append([]string{"codex", "exec"}, flags...), "-"),
-		Stdin: spec.TaskFile,
-		Env:   []string{"CODEX_HOME=" + codexHome, "OPENAI_API_KEY=" + spec.Token, "OPENAI_BASE_URL=" + strings.TrimRight(spec.BaseURL, "/") + "/v1"},
-	}
+	how := "begin"
 	if spec.Resume {
-		cmd.Args = append([]string{"/bin/sh", "-c", resumeCodex, "codex", spec.TaskFile, goOn}, flags...)
-		cmd.Stdin = ""
+		how = "resume"
 	}
-	return cmd
+	return Command{
+		Args: append([]string{"/bin/sh", "-c", runCodex, "codex", spec.TaskFile, goOn, how}, flags...),
+		Env:  []string{"CODEX_HOME=" + codexHome, "OPENAI_API_KEY=" + spec.Token},
+	}
 }
 
 // codexLine is what we read of one line of "codex exec --json".

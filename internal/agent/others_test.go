@@ -91,9 +91,6 @@ func runAgent(t *testing.T, ag agent.Agent, program, prompt, model string, attem
 		for _, kv := range c.Env {
 			cmd.Env = append(cmd.Env, strings.ReplaceAll(kv, "/home/agent", filepath.Join(root, "home")))
 		}
-		if err := os.MkdirAll(filepath.Join(root, "home", ".codex"), 0o700); err != nil {
-			t.Fatal(err)
-		}
 		if c.Stdin != "" {
 			f, err := os.Open(c.Stdin)
 			if err != nil {

@@ -72,12 +72,17 @@ func ID(home string) (string, error) {
 // by. A unix socket's path has at most 107 bytes (unix(7)); a deep state folder
 // gets a short one elsewhere.
 func doorsPath(home string) (string, error) {
+	fits := func(dir string) bool { return len(dir)+len("/")+doorName+len(".sock") <= 107 }
 	path := filepath.Join(home, "doors")
-	if len(path)+len("/")+doorName+len(".sock") <= 107 {
+	if fits(path) {
 		return path, os.MkdirAll(path, 0o700)
 	}
 	sum := sha256.Sum256([]byte(home))
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-temporal-%d-%x", os.Getuid(), sum[:6]))
+	name := fmt.Sprintf("sandbox-temporal-%d-%x", os.Getuid(), sum[:6])
+	dir := filepath.Join(os.TempDir(), name)
+	if !fits(dir) {
+		dir = filepath.Join("/tmp", name)
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fault.New("gateway", fault.Denied, "%w", err)
 	}
