@@ -21,6 +21,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
@@ -68,7 +69,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	gw, err := gateway.Open(ctx, gateway.Options{Dir: filepath.Join(dir, "gateway"), Prices: prices,
+	gw, err := gateway.Open(ctx, gateway.Options{Ledger: ledger.Options{Dir: filepath.Join(dir, "gateway")}, Prices: prices,
 		Credentials: func(context.Context) (gateway.Credentials, error) {
 			return gateway.Credentials{APIKey: "real-key", BaseURL: upstream.URL}, nil
 		}})

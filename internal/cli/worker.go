@@ -91,7 +91,8 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 		Temporal: c, Home: cfg.Home, Providers: p.providers(cfg, log), Prices: prices,
 		ModelCredentials: func(context.Context) (gateway.Credentials, error) {
 			s := v.secrets()
-			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL}, nil
+			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL,
+				OpenAIKey: string(s.OpenAIKey), OpenAIBaseURL: s.OpenAIBaseURL}, nil
 		},
 		GitCredentials: func(context.Context) (repo.Credential, error) {
 			s := v.secrets()

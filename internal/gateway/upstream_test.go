@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // realKey is what must never be seen anywhere but upstream.
@@ -286,7 +287,7 @@ func openRig(t testing.TB, dir string, up *upstream, change ...func(*Options)) *
 	t.Helper()
 	logs := new(safeBuffer)
 	o := Options{
-		Dir:         dir,
+		Ledger:      ledger.Options{Dir: dir},
 		Prices:      testPrices,
 		Rate:        2000, // tests do not wait for what they do not test
 		Credentials: func(context.Context) (Credentials, error) { return Credentials{APIKey: realKey, BaseURL: up.URL}, nil },
@@ -342,16 +343,12 @@ func (r *rig) idle(run string) {
 	until(r.t, "all calls are settled", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		account := r.runs[run]
-		if account == nil {
-			return true
-		}
-		for _, f := range account.forks {
-			if f.active > 0 {
+		for key, t := range r.tenants {
+			if key.run == run && t.active > 0 {
 				return false
 			}
 		}
-		return account.reserved == 0
+		return true
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/activities"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // A building is a gateway with doors.
@@ -33,7 +34,7 @@ func newBuilding(t *testing.T, home string) *building {
 		t.Fatal(err)
 	}
 	g, err := gateway.Open(t.Context(), gateway.Options{
-		Dir: filepath.Join(home, "gateway"), Prices: prices,
+		Ledger: ledger.Options{Dir: LedgerDir(home)}, Prices: prices,
 		Credentials: func(context.Context) (gateway.Credentials, error) { return gateway.Credentials{}, nil },
 	})
 	if err != nil {

@@ -28,7 +28,9 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/activities"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
@@ -49,11 +51,13 @@ type Options struct {
 	GitCredentials func(context.Context) (repo.Credential, error) // nil: git's own helpers only
 	Program        func(name string) (string, error)              // nil: none can be lent
 	Namespace      string
-	Queue          string // empty: orchestrator.DefaultTaskQueue
-	Identity       string // of the workers, in Temporal; empty: the SDK's
-	GatewayURL     string // the gateway's public URL, for sandboxes elsewhere; may be empty
-	Deployment     string // label of our sandboxes; empty: this state folder's own
-	MetricsPort    int    // 0: any free one; NoMetrics: none
+	Queue          string   // empty: orchestrator.DefaultTaskQueue
+	Identity       string   // of the workers, in Temporal; empty: the SDK's
+	GatewayURL     string   // the gateway's public URL, for sandboxes elsewhere; may be empty
+	Deployment     string   // label of our sandboxes; empty: this state folder's own
+	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
+	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
+	MetricsPort    int      // 0: any free one; NoMetrics: none
 	Logger         *slog.Logger
 }
 
@@ -94,7 +98,8 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	}()
 
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
-		Dir: filepath.Join(o.Home, "gateway"), Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
+		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
+		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
 	}); err != nil {
 		return nil, err
 	}

@@ -32,6 +32,9 @@ func Artifacts(ctx context.Context, home string) (*artifact.Store, error) {
 	return artifact.Open(ctx, filepath.Join(home, "artifacts"))
 }
 
+// LedgerDir is the gateway's folder in the state folder.
+func LedgerDir(home string) string { return filepath.Join(home, "gateway") }
+
 // Repo returns the git store of the state folder.
 func Repo(home string, credentials func(context.Context) (repo.Credential, error), log *slog.Logger) *repo.Store {
 	return repo.New(repo.Options{Dir: filepath.Join(home, "git"), Credentials: credentials, Logger: log})
