@@ -25,6 +25,7 @@ import (
 // all make their sandboxes over.
 type workshop struct {
 	options
+	watch
 	dir          string
 	mark         string // stands in the command line of everything that an engine leaves running
 	local        *local.Provider
@@ -158,6 +159,9 @@ func (w *workshop) close(ctx context.Context) error {
 		errs = append(errs, w.local.Destroy(ctx, i.Ref))
 	}
 	errs = append(errs, removeAll(w.dir))
+	for _, g := range w.cgroups() {
+		_ = unix.Rmdir(g) // of a peer that failed half-way; who still lives there is seen below
+	}
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		left := w.leftovers()
 		if len(left) == 0 {
@@ -203,9 +207,13 @@ func (w *workshop) leftovers() (left []string) {
 	}
 	mounts, _ := mountsBelow(w.dir)
 	left = append(left, mounts...)
+	return append(left, w.cgroups()...)
+}
+
+func (w *workshop) cgroups() []string {
 	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + w.mark + "*")
 	more, _ := filepath.Glob("/sys/fs/cgroup/*/*" + w.mark + "*")
-	return append(left, append(groups, more...)...)
+	return append(groups, more...)
 }
 
 // memory adds up the memory of all processes that an engine keeps for its
@@ -353,6 +361,14 @@ func (e *ours) spec(i int) sandbox.Spec {
 }
 
 func (e *ours) create(ctx context.Context, i int) error {
+	if err := e.make(ctx, i); err != nil {
+		return err
+	}
+	return e.exec(ctx, i)
+}
+
+// make is create without a command.
+func (e *ours) make(ctx context.Context, i int) error {
 	ref, err := e.local.Create(ctx, e.spec(i))
 	if err != nil {
 		return err
@@ -364,7 +380,7 @@ func (e *ours) create(ctx context.Context, i int) error {
 	e.mu.Lock()
 	e.boxes[i] = box{ref: ref, sb: sb}
 	e.mu.Unlock()
-	return e.exec(ctx, i)
+	return nil
 }
 
 func (e *ours) box(i int) box {
@@ -388,6 +404,22 @@ func (e *ours) exec(ctx context.Context, i int) error {
 		err = fmt.Errorf("exit code %d", exit.Code)
 	}
 	return err
+}
+
+func (e *ours) pause(ctx context.Context, i int) error {
+	p, ok := sandbox.As[sandbox.Pauser](e.local)
+	if !ok {
+		return errMissing("not offered")
+	}
+	return p.Pause(ctx, e.box(i).ref)
+}
+
+func (e *ours) resume(ctx context.Context, i int) error {
+	p, ok := sandbox.As[sandbox.Pauser](e.local)
+	if !ok {
+		return errMissing("not offered")
+	}
+	return p.Resume(ctx, e.box(i).ref)
 }
 
 func (e *ours) destroy(ctx context.Context, i int) error {

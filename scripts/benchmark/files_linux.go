@@ -43,7 +43,7 @@ func measureGit(ctx context.Context, w *workshop) ([]table, []figure, error) {
 	var plain, bare, first, second series
 	const rounds = 7
 	for i := range rounds {
-		quiet(ctx)
+		w.quiet(ctx)
 		took, err := status(native)
 		if err != nil {
 			return nil, nil, err
@@ -84,7 +84,7 @@ func measureGit(ctx context.Context, w *workshop) ([]table, []figure, error) {
 		}
 	}
 	t := table{
-		title: "git status", command: sandboxCommand,
+		title: "git status",
 		note: fmt.Sprintf("Of %d files, all in the page cache, %d times each in turns. Native is an ordinary folder, where it is not the first one. "+
 			"The overlay alone stands over that folder, and is new each time. Milliseconds.", w.files, rounds),
 		columns: []string{"", "p50", "lowest", "× native"},
@@ -118,7 +118,7 @@ func measureOutput(ctx context.Context, w *workshop) ([]table, []figure, error) 
 	e := newOurs(w, "")
 	defer e.close(context.WithoutCancel(ctx)) //nolint:errcheck // what is left fails the end of the section
 	for i := range rounds {
-		quiet(ctx)
+		w.quiet(ctx)
 		took, err := writeDirect(ctx, w, script)
 		if err != nil {
 			return nil, nil, err
@@ -132,7 +132,7 @@ func measureOutput(ctx context.Context, w *workshop) ([]table, []figure, error) 
 	}
 	rate := func(d time.Duration) string { return fmt.Sprintf("%.0f", size/1e6/d.Seconds()) }
 	t := table{
-		title: "Output", command: sandboxCommand,
+		title:   "Output",
 		note:    fmt.Sprintf("head(1) writes %d MiB of zeros, %d times in turns. MB a second, p50.", size>>20, rounds),
 		columns: []string{"", "MB/s"},
 	}

@@ -45,6 +45,15 @@ type options struct {
 	log        io.Writer
 }
 
+// command is what measures a section again.
+func (o options) command(section string) string {
+	c := fmt.Sprintf("make bench ONLY=%s N=%d", section, o.n)
+	if o.dir != "" {
+		c += " DIR=" + o.dir
+	}
+	return c
+}
+
 func (o options) logf(format string, args ...any) { fmt.Fprintf(o.log, format+"\n", args...) }
 
 func main() {
@@ -95,13 +104,18 @@ func run(ctx context.Context, args []string) error {
 	}
 	for _, s := range chosen {
 		o.logf("== %s", s.title)
-		head := describeMachine(time.Now())
+		head := describeMachine(time.Now(), o.dir)
 		tables, err := s.run(ctx, o)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		if len(tables) == 0 {
 			continue
+		}
+		for i := range tables {
+			if tables[i].command == "" {
+				tables[i].command = o.command(s.name)
+			}
 		}
 		doc[s.name] = renderSection(s, head, tables)
 	}

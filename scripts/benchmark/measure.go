@@ -78,11 +78,24 @@ func parallel(n, width int, f func(i int) error) (time.Duration, error) {
 	return time.Since(start), first
 }
 
-// quiet waits until the machine has nothing else to do, for at most ten
-// seconds: what else runs there distorts the figures. It reports whether the
-// machine was quiet.
-func quiet(ctx context.Context) bool {
-	for range 25 {
+// A watch counts how often other work went on beside a measurement.
+type watch struct{ looked, busy int }
+
+// quiet waits until the machine has nothing else to do, for at most two
+// seconds: what else runs there distorts the figures.
+func (w *watch) quiet(ctx context.Context) {
+	w.looked++
+	if !isQuiet(ctx) {
+		w.busy++
+	}
+}
+
+func (w *watch) String() string {
+	return fmt.Sprintf("Before %d of %d measurements the machine had other work to do.", w.busy, w.looked)
+}
+
+func isQuiet(ctx context.Context) bool {
+	for range 5 {
 		before, ok := cpuTimes()
 		select {
 		case <-ctx.Done():

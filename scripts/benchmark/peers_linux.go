@@ -408,9 +408,10 @@ type containers struct {
 	*workshop
 	program string
 
-	path string
-	mu   sync.Mutex
-	live map[int]bool
+	path  string
+	short string // a folder for podman, which takes no name longer than 50 characters
+	mu    sync.Mutex
+	live  map[int]bool
 }
 
 func (e *containers) name() string    { return e.program }
@@ -423,7 +424,7 @@ func (e *containers) image() string { return e.mark + ":bench" }
 
 func (e *containers) call(ctx context.Context, args ...string) error {
 	if e.program == "podman" {
-		args = append([]string{"--root", e.root() + "/root", "--runroot", e.root() + "/run", "--tmpdir", e.root() + "/tmp",
+		args = append([]string{"--root", e.root() + "/root", "--runroot", e.short, "--tmpdir", e.root() + "/tmp",
 			"--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime", "runc"}, args...)
 	}
 	return call(ctx, e.path, args...)
@@ -443,6 +444,9 @@ func (e *containers) open(ctx context.Context) (err error) {
 		if err := e.call(soon, "info"); err != nil {
 			return errMissing("installed, but no daemon answers")
 		}
+	}
+	if e.short, err = os.MkdirTemp("", "bench-"); err != nil {
+		return err
 	}
 	if err := e.makeRoot(ctx); err != nil {
 		return errMissing("does not work here: " + firstLine(err.Error()))
@@ -528,6 +532,9 @@ func (e *containers) close(ctx context.Context) error {
 	}
 	if e.program == "docker" && e.path != "" {
 		_ = e.call(ctx, "rmi", "--force", e.image()) // there may be none
+	}
+	if e.short != "" {
+		errs = append(errs, removeAll(e.short))
 	}
 	return errors.Join(append(errs, removeAll(e.root()))...)
 }

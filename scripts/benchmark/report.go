@@ -10,7 +10,7 @@ import (
 )
 
 // A table is what a section has measured. Command is what a reader runs to
-// measure it again.
+// measure it again; empty: what measures the section again.
 type table struct {
 	title   string
 	note    string // one paragraph above the table; empty: none

@@ -11,8 +11,6 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local"
 )
 
-const sandboxCommand = "make bench ONLY=sandbox"
-
 // A figure is what was promised of a measurement.
 type figure struct {
 	what     string
@@ -35,7 +33,6 @@ type score struct {
 	memory                int64 // bytes a sandbox
 	processes             float64
 	paused, resumed       series
-	busy                  bool
 }
 
 // measureSandboxes compares local sandboxes with their peers, and then looks
@@ -85,7 +82,9 @@ func measureSandboxes(ctx context.Context, o options) (tables []table, err error
 		tables = append(tables, t...)
 		figures = append(figures, f...)
 	}
-	return append([]table{figureTable(figures)}, tables...), nil
+	kept := figureTable(figures)
+	kept.note = w.String()
+	return append([]table{kept}, tables...), nil
 }
 
 func most(what string, measured, limit time.Duration) figure {
@@ -93,7 +92,7 @@ func most(what string, measured, limit time.Duration) figure {
 }
 
 func figureTable(figures []figure) table {
-	t := table{title: "What is promised", command: sandboxCommand, columns: []string{"", "promised", "measured", "kept"}}
+	t := table{title: "What is promised", columns: []string{"", "promised", "measured", "kept"}}
 	for _, f := range figures {
 		kept := "no"
 		if f.met {
@@ -116,9 +115,7 @@ func (w *workshop) sequence(ctx context.Context, scores []*score) error {
 			if s.missing != "" || (start >= w.n/5 && s.create.p(.5) > 60*time.Millisecond) {
 				continue
 			}
-			if !quiet(ctx) {
-				s.busy = true
-			}
+			w.quiet(ctx)
 			count := min(block, w.n-start)
 			for _, step := range []struct {
 				to *series
@@ -153,7 +150,7 @@ func (w *workshop) crowd(ctx context.Context, scores []*score) error {
 		if s.create.p(.5) > 60*time.Millisecond {
 			n = max(width, n/5)
 		}
-		quiet(ctx)
+		w.quiet(ctx)
 		before, procsBefore := w.memory()
 		s.crowded = make(series, n)
 		wall, err := parallel(n, width, func(i int) (err error) {
@@ -208,7 +205,7 @@ func mib(n int64) string { return fmt.Sprintf("%.2f MiB", float64(n)/(1<<20)) }
 
 func sequenceTable(scores []*score, n int) table {
 	t := table{
-		title: "One after the other", command: sandboxCommand,
+		title: "One after the other",
 		note: fmt.Sprintf("A sandbox over the same frozen base, copy on write, and in it /bin/true; a further /bin/true; destroyed again, files and all. "+
 			"%d of each engine, a fifth of that of those that need more than 60 ms, in turns of %d. Milliseconds. "+
 			"Bubblewrap and nsenter(1) keep no supervisor, no limits, and no way back to a sandbox for a second process; "+
@@ -221,11 +218,7 @@ func sequenceTable(scores []*score, n int) table {
 			t.add(s.engine.name(), s.missing, "–", "–", "–", "–", "–", "–")
 			continue
 		}
-		name := s.engine.name()
-		if s.busy {
-			name += " (machine was busy)"
-		}
-		t.add(name, ms(s.create.p(.5)), ms(s.create.p(.99)), ratio(s.create.p(.5), our.create.p(.5)),
+		t.add(s.engine.name(), ms(s.create.p(.5)), ms(s.create.p(.99)), ratio(s.create.p(.5), our.create.p(.5)),
 			ms(s.exec.p(.5)), ms(s.exec.p(.99)), ms(s.destroy.p(.5)), ms(s.destroy.p(.99)))
 	}
 	return t
@@ -233,7 +226,7 @@ func sequenceTable(scores []*score, n int) table {
 
 func crowdTable(scores []*score) table {
 	t := table{
-		title: fmt.Sprintf("%d at once", width), command: sandboxCommand,
+		title:   fmt.Sprintf("%d at once", width),
 		note:    "The same create with first command. Milliseconds.",
 		columns: []string{"engine", "p50", "p99", "creates a second", "× ours"},
 	}
@@ -249,7 +242,7 @@ func crowdTable(scores []*score) table {
 
 func memoryTable(scores []*score) table {
 	t := table{
-		title: "Memory of an idle sandbox", command: sandboxCommand,
+		title: "Memory of an idle sandbox",
 		note: "All processes that stay for one sandbox, two seconds after the last command; pages that several share count by their part (Pss). " +
 			"A daemon that all sandboxes share is not in it. The peers' sandboxes hold a shell and a sleep, ours need nothing to stay alive.",
 		columns: []string{"engine", "memory", "processes"},
@@ -266,7 +259,7 @@ func memoryTable(scores []*score) table {
 
 func measurePause(scores []*score) func(context.Context, *workshop) ([]table, []figure, error) {
 	return func(ctx context.Context, w *workshop) ([]table, []figure, error) {
-		t := table{title: "Pause and resume", command: sandboxCommand, note: "Milliseconds.", columns: []string{"engine", "pause p50", "p99", "resume p50", "p99"}}
+		t := table{title: "Pause and resume", note: "Milliseconds.", columns: []string{"engine", "pause p50", "p99", "resume p50", "p99"}}
 		our := scores[0]
 		if our.paused == nil {
 			t.add(our.engine.name(), "not offered", "–", "–", "–")
@@ -289,7 +282,7 @@ func measureAttach(ctx context.Context, w *workshop) ([]table, []figure, error) 
 		return nil, nil, err
 	}
 	var times series
-	quiet(ctx)
+	w.quiet(ctx)
 	for range w.n {
 		took, err := timed(func() error {
 			sb, err := w.another().Attach(ctx, e.box(0).ref)
@@ -313,70 +306,51 @@ func measureAttach(ctx context.Context, w *workshop) ([]table, []figure, error) 
 		times = append(times, took)
 	}
 	t := table{
-		title: "Re-attach", command: sandboxCommand, note: "From a ref to the exit of a process that another worker started. Milliseconds.",
+		title: "Re-attach", note: "From a ref to the exit of a process that another worker started. Milliseconds.",
 		columns: []string{"", "p50", "p99"},
 	}
 	t.add("attach, find process, exit", ms(times.p(.5)), ms(times.p(.99)))
 	return []table{t}, []figure{most("re-attach, p50", times.p(.5), 5*time.Millisecond)}, nil
 }
 
+// A growth is what a sandbox cost under one condition.
+type growth struct{ create, first, destroy series }
+
 // measureGrowth makes sandboxes beside more and more others, and over bases
 // of different sizes.
 func measureGrowth(ctx context.Context, w *workshop) ([]table, []figure, error) {
-	const sample = 20
+	const rounds = 4
 	t := table{
-		title: "Growth", command: sandboxCommand,
-		note:    fmt.Sprintf("Create and first command, one after the other, %d each. Milliseconds.", sample),
-		columns: []string{"", "p50", "p99", "create alone p50", "destroy p50"},
+		title: "Growth",
+		note: fmt.Sprintf("One after the other, %d each, in turns where that can be. What else runs on the machine adds to p50 more than to the "+
+			"lowest tenth (p10), by which growth is judged. Milliseconds.", rounds*block),
+		columns: []string{"", "create p10", "p50", "first command p50", "destroy p50"},
 	}
-	var figures []figure
-	one := func(e *ours, from int) (created, alone, destroyed series, err error) {
-		quiet(ctx)
-		for i := range sample {
-			start := time.Now()
-			ref, err := w.local.Create(ctx, e.spec(from+i))
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			alone = append(alone, time.Since(start))
-			// Found again under its key, at once.
-			took, err := timed(func() error { return e.create(ctx, from+i) })
-			if err != nil {
-				return nil, nil, nil, errors.Join(err, w.local.Destroy(ctx, ref))
-			}
-			created = append(created, alone[i]+took)
-			took, err = timed(func() error { return e.destroy(ctx, from+i) })
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			destroyed = append(destroyed, took)
-		}
-		return created, alone, destroyed, nil
+	add := func(name string, g growth) {
+		t.add(name, ms(g.create.p(.1)), ms(g.create.p(.5)), ms(g.first.p(.5)), ms(g.destroy.p(.5)))
+		w.logf("%-34s create %6s (p10 %6s)  first %6s  destroy %6s ms", name, ms(g.create.p(.5)), ms(g.create.p(.1)), ms(g.first.p(.5)), ms(g.destroy.p(.5)))
 	}
-	row := func(name string, created, alone, destroyed series) {
-		t.add(name, ms(created.p(.5)), ms(created.p(.99)), ms(alone.p(.5)), ms(destroyed.p(.5)))
-		w.logf("%-34s create+first %6s  destroy %6s ms", name, ms(created.p(.5)), ms(destroyed.p(.5)))
-	}
-	var bases series
 	if err := w.makeBase(ctx, smallBase, 100); err != nil {
 		return nil, nil, err
 	}
-	for _, b := range []struct{ key, name string }{{"", "no base"}, {smallBase, "base of 100 files"}, {largeBase, fmt.Sprintf("base of %d files", w.files)}} {
-		e := newOurs(w, b.key)
-		created, alone, destroyed, err := one(e, 5000)
-		if err := errors.Join(err, e.close(context.WithoutCancel(ctx))); err != nil {
-			return nil, nil, err
+	names := []string{"no base", "base of 100 files", fmt.Sprintf("base of %d files", w.files)}
+	sizes := make([]growth, len(names))
+	for range rounds {
+		for i, key := range []string{"", smallBase, largeBase} {
+			if err := w.grow(ctx, key, &sizes[i]); err != nil {
+				return nil, nil, err
+			}
 		}
-		row(b.name, created, alone, destroyed)
-		bases = append(bases, alone.p(.5))
 	}
-	figures = append(figures, grown("create alone, from 100 files to "+strconv.Itoa(w.files), bases[1], bases[2]))
-
+	for i, name := range names {
+		add(name, sizes[i])
+	}
 	crowd := newOurs(w, largeBase)
 	defer crowd.close(context.WithoutCancel(ctx)) //nolint:errcheck // what is left fails the end of the section
-	var lives series
+	counts := []int{1, 100, 500}
+	lives := make([]growth, len(counts))
 	alive := 0
-	for _, live := range []int{1, 100, 500} {
+	for i, live := range counts {
 		from := alive
 		alive = live
 		if _, err := parallel(live-from, width, func(i int) error {
@@ -387,22 +361,47 @@ func measureGrowth(ctx context.Context, w *workshop) ([]table, []figure, error) 
 		}); err != nil {
 			return nil, nil, err
 		}
-		e := newOurs(w, largeBase)
-		created, alone, destroyed, err := one(e, 5000)
-		if err := errors.Join(err, e.close(context.WithoutCancel(ctx))); err != nil {
-			return nil, nil, err
+		for range rounds {
+			if err := w.grow(ctx, largeBase, &lives[i]); err != nil {
+				return nil, nil, err
+			}
 		}
-		row(fmt.Sprintf("beside %d live ones", live), created, alone, destroyed)
-		lives = append(lives, alone.p(.5))
+		add(fmt.Sprintf("beside %d live ones", live), lives[i])
 	}
-	figures = append(figures, grown("create alone, from 1 to 500 live sandboxes", lives[0], lives[2]))
 	_, err := parallel(alive, width, func(i int) error { return crowd.destroy(context.WithoutCancel(ctx), i) })
-	return []table{t}, figures, err
+	return []table{t}, []figure{
+		grown("create, from a base of 100 files to one of "+strconv.Itoa(w.files), sizes[1], sizes[2]),
+		grown("create, from 1 to 500 live sandboxes", lives[0], lives[2]),
+	}, err
+}
+
+// grow measures a block of sandboxes.
+func (w *workshop) grow(ctx context.Context, base string, g *growth) error {
+	w.quiet(ctx)
+	e := newOurs(w, base)
+	for i := range block {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		const from = 5000 // other keys than those of the crowd
+		for _, step := range []struct {
+			to *series
+			do func(context.Context, int) error
+		}{{&g.create, e.make}, {&g.first, e.exec}, {&g.destroy, e.destroy}} {
+			took, err := timed(func() error { return step.do(ctx, from+i) })
+			if err != nil {
+				return errors.Join(err, e.close(context.WithoutCancel(ctx)))
+			}
+			*step.to = append(*step.to, took)
+		}
+	}
+	return nil
 }
 
 // grown allows for noise, which on a busy machine is a third.
-func grown(what string, from, to time.Duration) figure {
-	return figure{what, "does not grow (≤ 1.33 ×)", ratio(to, from), float64(to) <= 1.33*float64(from)}
+func grown(what string, from, to growth) figure {
+	a, b := from.create.p(.1), to.create.p(.1)
+	return figure{what, "does not grow (≤ 1.33 ×)", ratio(b, a), float64(b) <= 1.33*float64(a)}
 }
 
 // another is a worker that knows nothing.

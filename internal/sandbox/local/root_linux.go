@@ -88,8 +88,14 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 	if err := t.furnish(hostLinks); err != nil {
 		return err
 	}
+	ours := true // nothing in the tree is the agent's
 	for _, m := range mounts {
-		if err := t.attach(m); err != nil {
+		ours = ours && m.Parts == nil
+		attach := t.attach
+		if ours {
+			attach = t.attachEarly
+		}
+		if err := attach(m); err != nil {
 			return fmt.Errorf("attach %s: %w", m.Target, err)
 		}
 	}
@@ -189,6 +195,32 @@ func (t tree) mount(p, source, fstype string, flags uintptr, options string) err
 		return os.NewSyscallError("mount "+p, err)
 	}
 	return nil
+}
+
+// attachEarly is attach as long as nobody has left links anywhere, so that
+// paths need no care: a third of the system calls, for most of the mounts.
+func (t tree) attachEarly(m mount) error {
+	at := "." + m.Target
+	err := placeFor(m, at)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(path.Dir(at), 0o755); err != nil {
+			return err
+		}
+		err = placeFor(m, at)
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	err = unix.MoveMount(m.fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return os.NewSyscallError("move_mount", err)
+}
+
+// placeFor makes what m is mounted on.
+func placeFor(m mount, at string) error {
+	if m.Folder {
+		return os.Mkdir(at, 0o755)
+	}
+	return writeNew(at, "")
 }
 
 // partsAt is where a mount stands whose parts are taken: in the host's root,

@@ -1,4 +1,4 @@
-package confine
+package filter
 
 // Every system call that the library knows is in exactly one of the lists
 // below, on every architecture; a test holds it. What is in none, because it
