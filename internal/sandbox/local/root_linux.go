@@ -44,6 +44,10 @@ var links = map[string]string{
 	"/dev/ptmx": "pts/ptmx",
 }
 
+// maxTerminals bounds the terminals of a sandbox. All of the host, whose
+// number is bounded (kernel.pty.max), share what the host itself leaves.
+const maxTerminals = "64"
+
 // masked are the files and folders below /proc that speak of the whole host
 // or change it.
 var masked = []string{"kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "kpagecount", "kpageflags", "kpagecgroup",
@@ -94,8 +98,8 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 		return os.NewSyscallError("enter root", err)
 	}
 	// No user namespace below ours, also where the filter of system calls
-	// should have a hole: kernels without this file just have one door less.
-	_ = os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
+	// should have a hole, and no more than a part of what there is for all.
+	boundWatches()
 	if err := maskProc(); err != nil {
 		return err
 	}
@@ -136,7 +140,7 @@ func (t tree) furnish(hostLinks map[string]string) error {
 			return err
 		}
 	}
-	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
+	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max="+maxTerminals); err != nil {
 		return err
 	}
 	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=1777"); err != nil {
