@@ -51,10 +51,10 @@ func runCancel(ctx context.Context, env *Env, opts controlOptions) error {
 		return err
 	}
 	if before.Status.Ended() {
-		fmt.Fprintf(env.Stderr, "run %s has ended already: %s\n", run, flat(string(before.Status)))
+		fmt.Fprintf(env.Stderr, "run %s has ended already: %s\n", flat(run), flat(string(before.Status)))
 		return nil
 	}
-	fmt.Fprintf(env.Stderr, "cancelling %s: waiting for %s to be cleaned up\n", run, plural(before.Running, "fork"))
+	fmt.Fprintf(env.Stderr, "cancelling %s: waiting for %s to be cleaned up\n", flat(run), plural(before.Running, "fork"))
 	p, err := runs.Cancel(ctx, run)
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func cancelFork(ctx context.Context, env *Env, runs Runs, run string, num int) e
 		fmt.Fprintf(env.Stderr, "fork %d has ended already: %s\n", num, flat(string(s)))
 		return nil
 	}
-	fmt.Fprintf(env.Stderr, "cancelling fork %d of %s\n", num, run)
+	fmt.Fprintf(env.Stderr, "cancelling fork %d of %s\n", num, flat(run))
 	if err := runs.CancelFork(ctx, run, num); err != nil {
 		return err
 	}

@@ -236,6 +236,7 @@ func watch(ctx context.Context, env *Env, w *watcher) error {
 var errDetached = errors.New("detached")
 
 func sayDetached(w io.Writer, run string) {
+	run = flat(run)
 	fmt.Fprintf(w, "Detached. The run goes on.\nCome back with: %s status --watch %s\nEnd it with:    %s cancel %s\n", program, run, program, run)
 }
 

@@ -159,11 +159,14 @@ func (f *folder) open(name string, flags int, mode uint32) (*os.File, error) {
 }
 
 func (f *folder) readJSON(name string, v any) error {
-	file, err := f.open(name, unix.O_RDONLY, 0)
+	file, err := f.open(name, unix.O_RDONLY|unix.O_NONBLOCK, 0) // who opens a pipe would wait
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
+		return errors.Join(fmt.Errorf("%s is not a file", file.Name()), err)
+	}
 	b, err := readSmall(file, maxRequest)
 	if err != nil {
 		return err

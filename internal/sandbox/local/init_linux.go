@@ -22,7 +22,11 @@ const initSocket = 3
 // after the other, on one thread that is the agent to the file system, and
 // reaps what dies. When the supervisor is gone it ends, and with it
 // everything in its pid namespace.
-func initMain() int {
+func initMain(sealed bool) int {
+	if !sealed && os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "init: program:", execUnchangeable(sealedWord))
+		return 1
+	}
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
@@ -213,6 +217,9 @@ func (in *initProcess) confine() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("not dumpable", err)
 	}
+	if err := boundQueues(); err != nil {
+		return err
+	}
 	if err := confine.Resources(); err != nil {
 		return err
 	}
@@ -228,6 +235,9 @@ func (in *initProcess) confine() error {
 		if err := setFileIDs(agentID); err != nil {
 			return err
 		}
+	}
+	if err := confine.Neighbours(); err != nil {
+		return err
 	}
 	return confine.Calls()
 }

@@ -25,6 +25,7 @@ const (
 	supervisorWord = "sandbox-supervisor"
 	workerWord     = "test-worker"    // makes a sandbox, says its ref, and waits to be killed
 	forbiddenWord  = "test-forbidden" // makes a sandbox where there can be none, and says the error
+	attackWord     = "test-attack"    // plays the agent; see escape_linux_test.go
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +37,8 @@ func TestMain(m *testing.M) {
 			os.Exit(testWorker(os.Args[2]))
 		case forbiddenWord:
 			os.Exit(testForbidden(os.Args[2]))
+		case attackWord:
+			os.Exit(attack(os.Args[2:]))
 		}
 	}
 	os.Exit(runAndLookForLeaks(m))
@@ -246,7 +249,7 @@ func self(t testing.TB, args ...string) *exec.Cmd {
 }
 
 // startWorker runs a worker in another process. kill ends it as kill -9 does.
-func startWorker(t testing.TB, o workerOrder) (ref func() sandbox.Ref, kill func()) {
+func startWorker(t testing.TB, o workerOrder, as ...func(*exec.Cmd)) (ref func() sandbox.Ref, kill func()) {
 	t.Helper()
 	o.Options.Logger = nil
 	arg, err := json.Marshal(o)
@@ -254,6 +257,9 @@ func startWorker(t testing.TB, o workerOrder) (ref func() sandbox.Ref, kill func
 		t.Fatal(err)
 	}
 	cmd := self(t, workerWord, string(arg))
+	for _, change := range as {
+		change(cmd)
+	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

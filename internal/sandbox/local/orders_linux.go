@@ -2,6 +2,7 @@ package local
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -82,12 +83,21 @@ func toWire(err error) *wireFault {
 	return &wireFault{Kind: fault.KindOf(err), Text: cut(err.Error()), Hint: cut(fault.HintOf(err))}
 }
 
+// kinds are those that can come over the wire. A kind decides what is tried
+// again and what users are told: nobody else may make one up.
+var kinds = []fault.Kind{fault.Internal, fault.Invalid, fault.NotFound, fault.Denied, fault.Unsupported, fault.Unavailable, fault.Unreachable,
+	fault.OverBudget, fault.Timeout, fault.Lost, fault.Cancelled, fault.Conflict, fault.Full}
+
 // err returns the fault as an error of op, or nil.
 func (w *wireFault) err(op string) error {
 	if w == nil {
 		return nil
 	}
-	return &fault.Error{Op: op, Kind: w.Kind, Err: errors.New(cut(w.Text)), Hint: cut(w.Hint)}
+	kind := fault.Internal
+	if slices.Contains(kinds, w.Kind) {
+		kind = w.Kind
+	}
+	return &fault.Error{Op: op, Kind: kind, Err: errors.New(cut(w.Text)), Hint: cut(w.Hint)}
 }
 
 func cut(s string) string {

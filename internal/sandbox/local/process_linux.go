@@ -18,6 +18,7 @@ type process struct {
 	err   error         // why not; read after known
 	done  chan struct{} // closed when it has ended
 	exit  sandbox.Exit  // read after done
+	told  bool          // that it has ended; the supervisor's lock guards it
 }
 
 // outputName is the file of a stream, below the sandbox's folder.
@@ -125,19 +126,13 @@ func (s *supervisor) forget(id string) error {
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	s.mu.Lock()
 	p := s.processes[id]
-	var outs []*output
-	if p != nil {
-		outs = p.outs
+	if p == nil || p.told { // init may say anything, and twice
+		s.mu.Unlock()
+		return
 	}
+	p.told = true
+	outs := p.outs
 	s.mu.Unlock()
-	if p == nil {
-		return
-	}
-	select {
-	case <-p.done:
-		return
-	default:
-	}
 	for _, out := range outs {
 		out.drain()
 	}

@@ -316,6 +316,11 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 			if ctx.Err() != nil {
 				return err
 			}
+			// Which process that is the folder knows better than the ref,
+			// which others can write; until its own file of it is removed.
+			if err := box.readJSON(refFile, &h); ignoreGone(err) != nil {
+				return err
+			}
 			p.log.WarnContext(ctx, "supervisor is killed: it could not destroy its sandbox", "sandbox", h.Key, "err", err)
 			if err := killProcess(ctx, h.Supervisor); err != nil {
 				return err

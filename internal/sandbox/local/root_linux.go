@@ -66,6 +66,10 @@ var links = map[string]string{
 // what only a later kernel has.
 var shown = []string{"cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "net", "self", "stat", "sys", "sysvipc", "thread-self", "uptime", "version"}
 
+// maxTerminals bounds the terminals of a sandbox. All of the host, whose
+// number is bounded (kernel.pty.max), share what the host itself leaves.
+const maxTerminals = "64"
+
 // buildRoot makes the calling process's mount namespace the sandbox's: first
 // a copy of the host's, in the end nothing but what is listed here. It runs
 // as PID 1 with every capability in its own user namespace.
@@ -114,8 +118,8 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 		return os.NewSyscallError("enter root", err)
 	}
 	// No user namespace below ours, also where the filter of system calls
-	// should have a hole: kernels without this file just have one door less.
-	_ = os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
+	// should have a hole, and no more than a part of what there is for all.
+	boundWatches()
 	for _, p := range []string{"/", "/dev"} {
 		if err := readOnly(p); err != nil {
 			return err
@@ -151,7 +155,7 @@ func (t tree) furnish(hostLinks map[string]string) error {
 			return err
 		}
 	}
-	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
+	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max="+maxTerminals); err != nil {
 		return err
 	}
 	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=1777"); err != nil {

@@ -152,7 +152,8 @@ type writable struct {
 }
 
 // openFile has init open a file, and makes sure that it is one: nothing that
-// comes out of the sandbox may block or surprise whoever reads it.
+// comes out of the sandbox may block or surprise whoever reads it. The kernel
+// calls the files of /proc regular too.
 func (s *supervisor) openFile(q request) (*writable, error) {
 	const op = "open file"
 	if !cleanAbsolute(string(q.Path)) || string(q.Path) == "/" {
@@ -169,7 +170,8 @@ func (s *supervisor) openFile(q request) (*writable, error) {
 		closeAll(files)
 		return nil, err
 	}
-	if st, err := files[0].Stat(); err != nil || !st.Mode().IsRegular() {
+	var fs unix.Statfs_t
+	if st, err := files[0].Stat(); err != nil || !st.Mode().IsRegular() || unix.Fstatfs(int(files[0].Fd()), &fs) != nil || fs.Type == unix.PROC_SUPER_MAGIC {
 		_ = files[0].Close()
 		return nil, fault.New(op, fault.Invalid, "not a regular file")
 	}

@@ -33,8 +33,8 @@ func Supervise(args []string) int {
 	case len(args) == 2 && args[0] == runWord:
 		// What stands before args on the command line leads here again.
 		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
-	case len(args) == 1 && args[0] == initWord:
-		return initMain()
+	case len(args) == 1 && (args[0] == initWord || args[0] == sealedWord):
+		return initMain(args[0] == sealedWord)
 	}
 	fmt.Fprintln(os.Stderr, "This program owns one local sandbox. The worker starts it; there is nothing to do with it by hand.")
 	return 2
@@ -42,8 +42,9 @@ func Supervise(args []string) int {
 
 // The arguments of Supervise.
 const (
-	runWord  = "run"
-	initWord = "init"
+	runWord    = "run"
+	initWord   = "init"
+	sealedWord = "init-sealed" // init, once its program is out of everybody's reach
 )
 
 // runtimeSettings is the whole environment of a supervisor and of init: they

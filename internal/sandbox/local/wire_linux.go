@@ -70,15 +70,11 @@ func newLink(c *net.UnixConn, limit, files int) *link {
 func (l *link) Read(p []byte) (int, error) {
 	n, oobn, flags, _, err := l.conn.ReadMsgUnix(p, l.oob)
 	if oobn > 0 {
-		files := receivedFiles(l.oob[:oobn])
-		for len(l.got)+len(files) > l.files && len(files) > 0 {
-			_ = files[len(files)-1].Close()
-			files = files[:len(files)-1]
-		}
-		l.got = append(l.got, files...)
+		l.got = append(l.got, receivedFiles(l.oob[:oobn])...)
 	}
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = fmt.Errorf("%w: more files than expected", errFrame)
+	if flags&unix.MSG_CTRUNC != 0 || len(l.got) > l.files {
+		// Without the bytes: who has enough of them asks for no error.
+		return 0, fmt.Errorf("%w: more files than expected", errFrame)
 	}
 	if err == nil && n == 0 && len(p) > 0 {
 		err = io.EOF

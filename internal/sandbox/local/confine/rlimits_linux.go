@@ -15,7 +15,7 @@ var rlimits = []struct {
 	name     string
 	most     uint64
 }{
-	{unix.RLIMIT_CORE, "core", 0},                 // bytes; the host's core pattern decides where they go
+	{unix.RLIMIT_CORE, "core", 1},                 // byte, which is none; see Neighbours
 	{unix.RLIMIT_NOFILE, "nofile", 65536},         // build tools watch whole trees
 	{unix.RLIMIT_MEMLOCK, "memlock", 8 << 20},     // bytes; what the kernel gives a process by itself
 	{unix.RLIMIT_SIGPENDING, "sigpending", 16384}, // signals and timers, of a whole sandbox
