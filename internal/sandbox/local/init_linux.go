@@ -225,6 +225,11 @@ func (in *initProcess) confine() error {
 			return err
 		}
 	}
+	// Once more: the kernel forgets it when the ids of the file system change
+	// (prctl(2)). An init that is paused does not hear its supervisor's end.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return os.NewSyscallError("death signal", err)
+	}
 	return confine.Calls()
 }
 
