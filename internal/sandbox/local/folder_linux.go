@@ -33,6 +33,7 @@ const (
 	lifeFile   = "life"     // locked for as long as the supervisor lives
 	logFile    = "log"      // what the supervisor and init have to say
 	socketFile = "control.sock"
+	pausedFile = "paused" // there while the sandbox is paused
 	fsDir      = "fs"
 	workDir    = "work"
 	procDir    = "proc"

@@ -119,6 +119,22 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		}
 	case opCommit, opAbort:
 		err = in.endWrite(o.Token, o.Op == opCommit)
+	case opTerminal:
+		var master *os.File
+		if a.Exit, master, err = in.openTerminal(o); err == nil {
+			defer master.Close()
+			return in.answer(a, int(master.Fd()))
+		}
+	case opDial:
+		var fd int
+		if fd, err = newSocket(o.Network); err == nil {
+			defer unix.Close(fd)
+			return in.answer(a, fd)
+		}
+	case opHalt:
+		err = halt()
+	case opWake:
+		err = wake()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}

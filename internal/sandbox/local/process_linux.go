@@ -119,6 +119,9 @@ func (s *supervisor) run(p *process, q request) error {
 // ended keeps how a process ended, in memory for workers and in a file for
 // people.
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
+	if s.terminals.ended(id, exit) {
+		return
+	}
 	s.mu.Lock()
 	p := s.processes[id]
 	var outs []*output
