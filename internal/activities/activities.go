@@ -96,6 +96,8 @@ func (a *Activities) Serve(w orchestrator.Registrar) {
 	orchestrator.ExecuteCommand.Serve(w, a.ExecuteCommand)
 	orchestrator.RunClaudeAgent.Serve(w, a.RunAgent)
 	orchestrator.RunAgent.Serve(w, a.RunAgent)
+	orchestrator.PauseSandbox.Serve(w, a.PauseSandbox)
+	orchestrator.ResumeSandbox.Serve(w, a.ResumeSandbox)
 	orchestrator.CollectResult.Serve(w, a.CollectResult)
 	orchestrator.CleanupSandbox.Serve(w, a.CleanupSandbox)
 	orchestrator.RecordMetrics.Serve(w, a.RecordMetrics)

@@ -31,8 +31,16 @@ const (
 // RunAgent runs the agent to its end: it starts it, or finds the one that an
 // earlier call started, follows its output from the first byte, and judges.
 // The agent is detached: it outlives the worker, and a worker that stops lets
-// it be.
+// it be. When the sandbox is paused it lets the agent be too, and says so.
 func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
+	out, err := a.followAgent(ctx, in)
+	if err != nil && !errors.Is(err, orchestrator.ErrWorkerStopping) && a.isPaused(ctx, in) {
+		return orchestrator.RunAgentOutput{Paused: true}, nil
+	}
+	return out, err
+}
+
+func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
 	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt))}
 	defer beat(ctx, f.live)()
 	ag, err := agent.ByName(in.Spec.Agent)
@@ -174,12 +182,18 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		select {
 		case <-tick.C:
 		case <-late.C:
+			if f.a.isPaused(ctx, f.in) {
+				return "", errPaused
+			}
 			return fork.TimedOut, f.end(ctx, p)
 		case <-stopping(ctx):
 			return "", orchestrator.ErrWorkerStopping
 		case <-ctx.Done():
 			if !cancelAsked(ctx) {
 				return "", ctx.Err() // the fork is another worker's now
+			}
+			if f.a.isPaused(ctx, f.in) {
+				return "", errPaused
 			}
 			return fork.Cancelled, f.end(ctx, p)
 		}

@@ -105,8 +105,10 @@ type Runs interface {
 	// Wait returns when the run has ended.
 	Wait(ctx context.Context, run string) (fork.Progress, error)
 
-	// Pause, Resume and Cancel return when the thing is done.
+	// Pause, Freeze, Resume and Cancel return when the thing is done. Freeze
+	// also returns the numbers of the forks that stand still.
 	Pause(ctx context.Context, run string) (fork.Progress, error)
+	Freeze(ctx context.Context, run string) (fork.Progress, []int, error)
 	Resume(ctx context.Context, run string) (fork.Progress, error)
 	Cancel(ctx context.Context, run string) (fork.Progress, error)
 

@@ -33,6 +33,7 @@ const (
 	lifeFile   = "life"     // locked for as long as the supervisor lives; holds what one that is killed leaves behind
 	logFile    = "log"      // what the supervisor and init have to say
 	socketFile = "control.sock"
+	pausedFile = "paused" // there while the sandbox is paused
 	fsDir      = "fs"
 	workDir    = "work"
 	stageDir   = "base" // a base before it has its name

@@ -123,6 +123,22 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		}
 	case opCommit, opAbort:
 		err = in.endWrite(o.Token, o.Op == opCommit)
+	case opTerminal:
+		var master *os.File
+		if a.Exit, master, err = in.openTerminal(o); err == nil {
+			defer master.Close()
+			return in.answer(a, int(master.Fd()))
+		}
+	case opDial:
+		var fd int
+		if fd, err = newSocket(o.Network); err == nil {
+			defer unix.Close(fd)
+			return in.answer(a, fd)
+		}
+	case opHalt:
+		err = halt()
+	case opWake:
+		err = wake()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}
@@ -235,6 +251,11 @@ func (in *initProcess) confine() error {
 		if err := setFileIDs(agentID); err != nil {
 			return err
 		}
+	}
+	// Once more: the kernel forgets it when the ids of the file system change
+	// (prctl(2)). An init that is paused does not hear its supervisor's end.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return os.NewSyscallError("death signal", err)
 	}
 	if err := confine.Neighbours(); err != nil {
 		return err

@@ -29,7 +29,7 @@
 //
 // # Files
 //
-//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log p-<id>.{stdout,stderr}
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log paused p-<id>.{stdout,stderr}
 //	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
@@ -44,6 +44,14 @@
 // Output goes through a pipe, from which the supervisor moves it into a file.
 // Of [sandbox.Limits] nothing is enforced by this version; a
 // Create that asks for some says so in the log.
+//
+// # Going inside
+//
+// [Provider.Pause] freezes a sandbox, [Provider.OpenTerminal] gives a person a
+// terminal in it, [Provider.DialPort] reaches a port in it. Each is a question
+// to the supervisor, who has init open what belongs to the sandbox and hands
+// the open file out; nothing of the host's is ever handed in. Where that file
+// comes from an init that is no longer ours, it is looked at before it is used.
 package local
 
 import (
@@ -85,6 +93,9 @@ var (
 	_ sandbox.Provider    = (*Provider)(nil)
 	_ sandbox.HostBound   = (*Provider)(nil)
 	_ sandbox.Snapshotter = (*Provider)(nil)
+	_ sandbox.Pauser      = (*Provider)(nil)
+	_ sandbox.Terminaler  = (*Provider)(nil)
+	_ sandbox.PortDialer  = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first

@@ -191,6 +191,10 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// marker returns a word that only processes of this test have on their command
+// line: other checkouts may be tested on this host at the same time.
+func marker(what string) string { return "marker-of-" + what + "-" + newInstance() }
+
 // processesNaming counts this host's processes with word in their command line.
 func processesNaming(t testing.TB, word string) int {
 	t.Helper()
@@ -212,6 +216,9 @@ type workerOrder struct {
 	Options Options
 	Spec    sandbox.Spec
 	Script  string // started as "job"
+
+	Terminal []string // opened on a terminal too
+	Pause    bool     // and then paused
 }
 
 func testWorker(arg string) int {
@@ -231,6 +238,18 @@ func testWorker(arg string) int {
 	}
 	if _, err := sb.Start(ctx, "job", sandbox.Cmd{Args: []string{"sh", "-c", o.Script}}); err != nil {
 		panic(err)
+	}
+	if o.Terminal != nil {
+		t, err := p.OpenTerminal(ctx, ref, sandbox.Cmd{Args: o.Terminal}, sandbox.TerminalSize{Rows: 24, Columns: 80})
+		if err != nil {
+			panic(err)
+		}
+		defer t.Close()
+	}
+	if o.Pause {
+		if err := p.Pause(ctx, ref); err != nil {
+			panic(err)
+		}
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(ref); err != nil {
 		panic(err)

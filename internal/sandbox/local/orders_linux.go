@@ -17,11 +17,14 @@ type order struct {
 	Seq    uint64   `json:"seq"`
 	Op     string   `json:"op"`
 	Setup  *setup   `json:"setup,omitempty"`  // opSetup
-	ID     string   `json:"id,omitempty"`     // opStart, opSignal
-	Cmd    *command `json:"cmd,omitempty"`    // opStart; stdout and stderr travel along
+	ID     string   `json:"id,omitempty"`     // opStart, opSignal, opTerminal
+	Cmd    *command `json:"cmd,omitempty"`    // opStart, whose stdout and stderr travel along, and opTerminal
 	Signal int      `json:"signal,omitempty"` // opSignal
 	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
 	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
+	Size   *size    `json:"size,omitempty"`   // opTerminal
+
+	Network string `json:"network,omitempty"` // opDial
 }
 
 const (
@@ -33,6 +36,8 @@ const (
 	opWrite  = "write"
 	opCommit = "commit"
 	opAbort  = "abort"
+	opHalt   = "halt" // everything but init stops
+	opWake   = "wake" // and goes on
 )
 
 // A setup is the first order.

@@ -124,6 +124,9 @@ func (s *supervisor) forget(id string) error {
 // ended keeps how a process ended, in memory for workers and in the log for
 // people.
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
+	if s.terminals.ended(id, exit) {
+		return
+	}
 	s.mu.Lock()
 	p := s.processes[id]
 	if p == nil || p.told { // init may say anything, and twice

@@ -322,7 +322,13 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 				return err
 			}
 			p.log.WarnContext(ctx, "supervisor is killed: it could not destroy its sandbox", "sandbox", h.Key, "err", err)
-			if err := killProcess(ctx, h.Supervisor); err != nil {
+			// The one that the folder names: a ref comes from workflow
+			// history, where others may have written.
+			var own handle
+			if err := box.readJSON(refFile, &own); err != nil {
+				return err
+			}
+			if err := killProcess(ctx, own.Supervisor); err != nil {
 				return err
 			}
 		}
@@ -439,5 +445,7 @@ func (p *Provider) info(ctx context.Context, path string) (*sandbox.Info, error)
 	if err := box.readJSON(refFile, &h); err != nil {
 		return nil, ignoreGone(err)
 	}
-	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created}, nil
+	var st unix.Stat_t
+	paused := unix.Fstatat(box.fd(), pausedFile, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created, Paused: paused}, nil
 }

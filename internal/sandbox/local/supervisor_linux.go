@@ -77,7 +77,10 @@ type supervisor struct {
 	mu        sync.Mutex
 	state     state
 	processes map[string]*process
+	terminals terminals
 	serving   sync.WaitGroup
+
+	still stillness
 }
 
 func supervisorMain(argv []string, path string) int {
@@ -424,6 +427,7 @@ func (s *supervisor) setState(to state) {
 func (s *supervisor) kill() {
 	if s.init != nil {
 		_ = s.init.Process.Kill() // an error: it is dead already
+		s.letDie()
 	}
 	<-s.initDone
 }
