@@ -80,6 +80,12 @@ var Checks = []Check{
 	{"sandboxes start from a base and do not see each other's writes", freeze},
 	{"the base that is there first stays", freezeTwice},
 	{"a base can be made on a base", freezeOnBase},
+
+	{"limits that no sandbox could live with are invalid", limitsInvalid},
+	{"a process that needs too much memory is ended, and says so", memoryLimit},
+	{"a fork bomb runs out of processes and the sandbox still answers", processLimit},
+	{"a process that writes too much is ended, and says so", diskLimit},
+	{"a sandbox gets no more CPU time than it may", cpuLimit},
 }
 
 // NewWorker returns the check that needs a second provider of the same host,

@@ -21,6 +21,7 @@ type order struct {
 	Signal int      `json:"signal,omitempty"` // opSignal
 	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
 	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
+	Most   int64    `json:"most,omitempty"`   // opUsage: at more memory than this, init looks closely
 }
 
 const (
@@ -32,6 +33,8 @@ const (
 	opWrite  = "write"
 	opCommit = "commit"
 	opAbort  = "abort"
+
+	opKillAll = "kill-all" // everything but init
 )
 
 // A setup is the first order.
@@ -58,6 +61,8 @@ type answer struct {
 	Ended *ended       `json:"ended,omitempty"`
 	Exit  sandbox.Exit `json:"exit"`           // of an opStart whose program could not run: Note says why
 	Note  string       `json:"note,omitempty"` // for the process's stderr
+
+	Usage *sandbox.Usage `json:"usage,omitempty"` // opUsage
 }
 
 type ended struct {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,8 @@ type process struct {
 	err   error         // why not; read after known
 	done  chan struct{} // closed when it has ended
 	exit  sandbox.Exit  // read after done
+	limit sandbox.Limit // it is being ended because of; the supervisor's lock guards it
+	end   sync.Once     // for done
 }
 
 // outputName is the file of a stream, below the sandbox's folder.
@@ -33,7 +36,7 @@ func (s *supervisor) start(q request) error {
 	if err := checkCommand(op, q.ID, q.Cmd); err != nil {
 		return err
 	}
-	s.mu.Lock()
+	s.lockWhenSettled()
 	p := s.processes[q.ID]
 	if p != nil {
 		s.mu.Unlock()
@@ -129,19 +132,16 @@ func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	if p == nil {
 		return
 	}
-	select {
-	case <-p.done:
-		return
-	default:
-	}
-	for _, out := range outs {
-		out.drain()
-	}
-	p.exit = sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)}
-	if err := s.box.writeJSON(filepath.Join(procDir, "p-"+id, "exit.json"), p.exit); err != nil {
-		s.log.Warn("exit code not written", "process", id, "err", err)
-	}
-	close(p.done)
+	p.end.Do(func() {
+		for _, out := range outs {
+			out.drain()
+		}
+		p.exit = s.limited(p, sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)})
+		if err := s.box.writeJSON(filepath.Join(procDir, "p-"+id, "exit.json"), p.exit); err != nil {
+			s.log.Warn("exit code not written", "process", id, "err", err)
+		}
+		close(p.done)
+	})
 }
 
 // process finds what was started under id.

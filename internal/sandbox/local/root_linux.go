@@ -55,7 +55,7 @@ var frozen = []string{"sys", "irq", "bus", "fs"}
 // buildRoot makes the calling process's mount namespace the sandbox's: first
 // a copy of the host's, in the end nothing but what is listed here. It runs
 // as PID 1 with every capability in its own user namespace.
-func buildRoot(mounts []mount, hostLinks map[string]string) error {
+func buildRoot(mounts []mount, hostLinks map[string]string, memory int64) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return os.NewSyscallError("make mounts private", err)
 	}
@@ -71,7 +71,7 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 		return os.NewSyscallError("enter root", err)
 	}
 	t := tree{root}
-	if err := t.furnish(hostLinks); err != nil {
+	if err := t.furnish(hostLinks, memory); err != nil {
 		return err
 	}
 	for _, m := range mounts {
@@ -119,7 +119,7 @@ func (t tree) open(p string, flags uint64) (int, error) {
 }
 
 // furnish makes what is the sandbox's own.
-func (t tree) furnish(hostLinks map[string]string) error {
+func (t tree) furnish(hostLinks map[string]string, memory int64) error {
 	for p, mode := range folders {
 		if err := t.folder(p); err != nil {
 			return err
@@ -139,7 +139,10 @@ func (t tree) furnish(hostLinks map[string]string) error {
 	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
 		return err
 	}
-	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=1777"); err != nil {
+	// What is written there is the sandbox's memory, also when the process
+	// that wrote it is dead.
+	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
+	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
 		return err
 	}
 	for _, m := range []map[string]string{links, hostLinks} {
