@@ -96,7 +96,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	}
 	ref, err := p.Create(ctx, sandbox.Spec{
 		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute),
-		Mounts: planMounts(in.Plan.Mounts), Labels: a.labels(in.Run, "base", time.Now().Add(setupTime)),
+		Mounts: planMounts(in.Plan.Mounts), Limits: sandbox.Limits(in.Plan.Limits), Labels: a.labels(in.Run, "base", time.Now().Add(setupTime)),
 	})
 	if err != nil {
 		return "", err
@@ -111,7 +111,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	defer bundle.Close()
 	err = a.unpack(ctx, sb, bundle, src.Commit, src.Branch)
 	if err == nil && in.Plan.Setup != "" {
-		err = a.setup(ctx, sb, in.Plan.Setup)
+		err = a.setup(ctx, sb, in.Plan.Setup, in.Plan.Limits)
 	}
 	if err != nil {
 		return "", err
@@ -152,12 +152,15 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 	return a.script(ctx, sb, "unpack", unpackScript, "BUNDLE="+at, "COMMIT="+commit, "BRANCH="+branch)
 }
 
-func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string) error {
+func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, limits fork.Limits) error {
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
 	stdout, stderr, exit, err := sandbox.Output(limited, sb, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", line}}, fork.MaxText)
 	if limited.Err() != nil && ctx.Err() == nil {
 		return fault.New("setup", fault.Timeout, "--setup did not end within %s", setupTime)
+	}
+	if err == nil {
+		err = limitFault("setup", exit, limits)
 	}
 	if err == nil && exit.Code != 0 {
 		return fault.New("setup", fault.Invalid, "--setup ended with status %d: %s", exit.Code, lastLines(stderr, stdout)).
@@ -170,6 +173,9 @@ func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string)
 // when it fails.
 func (a *Activities) script(ctx context.Context, sb sandbox.Sandbox, id, text string, env ...string) error {
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, id, sandbox.Cmd{Args: []string{"/bin/sh", "-c", text}, Env: env}, fork.MaxText)
+	if err == nil {
+		err = limitFault(id, exit, fork.Limits{})
+	}
 	if err == nil && exit.Code != 0 {
 		return fault.New(id, fault.Internal, "status %d: %s", exit.Code, lastLines(stderr, stdout))
 	}

@@ -51,6 +51,7 @@ type Defaults struct {
 	AgentCommand  string // for the agent "command"
 	Setup         string // a shell line that prepares the base
 	Mounts        []fork.Mount
+	Limits        fork.Limits // of each sandbox
 }
 
 // Embedded reports whether commands talk to an engine of this host, because

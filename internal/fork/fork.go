@@ -50,6 +50,7 @@ type Plan struct {
 	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
 	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
+	Limits        Limits        `json:"limits,omitzero"`         // of each sandbox
 }
 
 // A Mount is a file or folder of the worker's host that a sandbox sees
@@ -80,6 +81,7 @@ type Spec struct {
 	AgentCommand string        `json:"agent_command,omitempty"`
 	AgentPath    string        `json:"agent_path,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
+	Limits       Limits        `json:"limits,omitzero"`
 }
 
 // ID returns the name that users write for the fork: "<run>/<n>".
