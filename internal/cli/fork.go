@@ -87,9 +87,13 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
 	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
+	fs.String("memory", "auto", "let each sandbox use at most `SIZE` of memory, as 4GiB; local gives 2GiB")
+	fs.String("cpus", "auto", "let each sandbox use at most `N` cores, as 1.5; local gives what nobody else wants")
+	fs.String("processes", "auto", "let each sandbox have at most `N` processes and threads; local gives 2048")
+	fs.String("disk", "auto", "let each sandbox write at most `SIZE` to disk, as 20GiB; local gives 10GiB")
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
+	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -113,6 +117,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
 		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+		Limits: set.Limits,
 	}
 	if !env.Globals.Config.IsSet("fork.model") {
 		if a, err := agent.ByName(plan.Agent); err == nil {
