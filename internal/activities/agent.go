@@ -40,6 +40,7 @@ func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput
 		return orchestrator.RunAgentOutput{}, err
 	}
 	f.agent = ag
+	f.hold.long = heldBefore(ctx)
 	sb, err := a.attach(ctx, in.Ref)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
@@ -49,9 +50,13 @@ func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, fault.Wrap("start agent", err)
 	}
+	f.sandbox = sb
 	why, err := f.follow(ctx, p)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, fault.Wrap("follow agent", err)
+	}
+	if why == unended {
+		return orchestrator.RunAgentOutput{Status: fork.Running, Unended: true, Held: f.hold.long}, nil
 	}
 	return f.judge(context.WithoutCancel(ctx), p, why)
 }
@@ -83,13 +88,16 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 	if err := sb.Upload(ctx, taskFile, bytes.NewReader(text)); err != nil {
 		return nil, err
 	}
-	token, err := a.Gateway.Grant(ctx, gateway.Account{Run: in.Spec.Run, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget})
+	token, err := a.Gateway.Grant(ctx, gateway.Account{
+		Run: in.Spec.Run, Repo: in.Spec.Repo, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget, ForkBudget: in.Spec.ForkBudget,
+		Pause: in.Spec.OnBudget == fork.OnBudgetPause,
+	})
 	if err != nil {
 		return nil, err
 	}
 	spec := agent.Spec{
 		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, Session: session(in.Spec), Resume: in.Attempt > 1,
-		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
+		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL, Patient: in.Spec.OnBudget == fork.OnBudgetPause,
 	}
 	if a.hostBound(in.Spec.Provider) {
 		spec.BaseURL = "http://" + gatewayInside
@@ -125,6 +133,9 @@ type follower struct {
 	agent agent.Agent
 	log   string // the transcript's key
 
+	sandbox sandbox.Sandbox
+	hold    hold
+
 	lines  agent.Lines
 	offset int64 // bytes read of the agent's output
 	stored int64 // bytes that the transcript held before us
@@ -139,7 +150,11 @@ type follower struct {
 func (f *follower) live() fork.Live {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return fork.Live{Phase: "agent", Turns: f.sum.Turns, Cost: f.cost, Action: f.sum.Action, Offset: f.read}
+	l := fork.Live{Phase: "agent", Turns: f.sum.Turns, Cost: f.cost, Action: f.sum.Action, Offset: f.read, Held: f.hold.why, HeldFor: f.hold.long}
+	if l.Held != "" {
+		l.Action = "waits for more money"
+	}
+	return l
 }
 
 // follow reads until the agent has ended, and says why it was ended, if it
@@ -155,8 +170,6 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 	}
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	late := time.NewTimer(time.Until(f.in.Deadline))
-	defer late.Stop()
 	for {
 		_, ended, err := p.Exit(ctx)
 		if err == nil {
@@ -171,10 +184,18 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		case err == nil && ended:
 			return "", nil
 		}
+		if err == nil {
+			f.tell(ctx)
+			switch why := f.late(time.Now()); why {
+			case "":
+			case unended:
+				return unended, nil
+			default:
+				return why, f.end(ctx, p)
+			}
+		}
 		select {
 		case <-tick.C:
-		case <-late.C:
-			return fork.TimedOut, f.end(ctx, p)
 		case <-stopping(ctx):
 			return "", orchestrator.ErrWorkerStopping
 		case <-ctx.Done():
@@ -224,13 +245,10 @@ func (f *follower) drain(ctx context.Context, p sandbox.Process) error {
 			return err
 		}
 	}
-	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
-	if err != nil {
-		return err
-	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.cost, f.read = spent.Cost, f.offset
+	f.read = f.offset
+	f.mu.Unlock()
+	f.look(ctx)
 	return nil
 }
 
@@ -297,13 +315,28 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 		// An agent that cannot say why it failed was refused money.
 		o.Status, o.Again = fork.BudgetExceeded, false
 	}
-	if o.Status == fork.BudgetExceeded && o.Hint == "" {
-		o.Hint = "Give the run more with --budget USD."
+	short := ""
+	if o.Status == fork.BudgetExceeded {
+		short = spent.Short
+		if o.Hint == "" {
+			o.Hint = moreMoney(short)
+		}
 	}
 	return orchestrator.RunAgentOutput{
 		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
-		Turns: o.Turns, Usage: spent.Usage, Again: o.Again,
+		Turns: o.Turns, Usage: spent.Usage, Again: o.Again, Short: short, Held: f.hold.long,
 	}, nil
+}
+
+// moreMoney says what a user can do about a budget that is used up.
+func moreMoney(short string) string {
+	switch short {
+	case fork.BudgetOfFork:
+		return "Give each fork more with --budget-per-fork USD."
+	case fork.BudgetOfDay:
+		return "The budget of the day begins anew at midnight, UTC; the setting budget_per_day says how much it is."
+	}
+	return "Give the run more with --budget USD, or let it wait for more with --on-budget pause."
 }
 
 func lastBytes(b []byte, n int) string {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
 )
 
@@ -29,6 +30,15 @@ func (p *plugged) artifacts(ctx context.Context, g Globals) (Artifacts, error) {
 func (t transcripts) Transcript(ctx context.Context, run string, num, attempt int, offset int64) (io.ReadCloser, error) {
 	r, _, err := t.store.ReadLog(ctx, artifact.RunKey(run, num, fork.TranscriptName(attempt)), offset)
 	return r, err
+}
+
+// books opens the ledger of the state folder, or the one that is named.
+func (p *plugged) books(ctx context.Context, g Globals) (Books, error) {
+	r, err := ledger.OpenReader(ctx, ledger.Options{Dir: host.LedgerDir(g.Config.Home), URL: string(g.Config.LedgerURL)})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // work opens the git store of the state folder.

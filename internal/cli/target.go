@@ -154,5 +154,6 @@ func completeFlags(cmd *cobra.Command, env *Env) {
 		return modelNames(prices)
 	})
 	offer("agent", agentNames)
+	offer("on-budget", func() []string { return []string{fork.OnBudgetStop, fork.OnBudgetPause} })
 	offer("output", func() []string { return []string{"table", "json"} })
 }

@@ -58,7 +58,9 @@ func (g *Gateway) reserve(ctx context.Context, c *call, hash ledger.Hash) *refus
 	case errors.Is(err, ledger.ErrBusy):
 		return comeAgain(5*time.Second, "What is left of the budget is held by other calls.")
 	case context.Cause(ctx) == errHeldLong: //nolint:errorlint // it is never wrapped
-		return comeAgain(time.Second, "The budget does not cover this call, and the run is to wait for more money: it is paused until somebody adds some.")
+		r := refuse(http.StatusServiceUnavailable, "api_error", "The budget does not cover this call, and the run waits for more money: come again.")
+		r.after = time.Second
+		return r
 	case g.closing.Err() != nil:
 		return refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	}

@@ -37,6 +37,7 @@ type (
 		token   string // see Hash.text
 		granted int64
 		held    string
+		short   string
 	}
 )
 
@@ -276,12 +277,12 @@ func (p *pen) loadForks(ctx context.Context, s *sheet, forks map[forkKey]want) e
 	})
 }
 
-const forkColumns = "run, fork, budget, spent, reserved, calls, input, output, cache_read, cache_write, refused, token_sha256, granted, held"
+const forkColumns = "run, fork, budget, spent, reserved, calls, input, output, cache_read, cache_write, refused, token_sha256, granted, held, short"
 
 func scanFork(r *sql.Rows) (*forkRow, error) {
 	row := new(forkRow)
 	err := r.Scan(&row.run, &row.num, &row.budget, &row.spent, &row.reserved, &row.calls, &row.input, &row.output,
-		&row.cacheRead, &row.cacheWrite, &row.refused, &row.token, &row.granted, &row.held)
+		&row.cacheRead, &row.cacheWrite, &row.refused, &row.token, &row.granted, &row.held, &row.short)
 	return row, err
 }
 
@@ -312,9 +313,9 @@ var (
 		") AS v WHERE r.run = v.column1", []string{text, text, number, number, number, number}}
 	saveFork = statement{`UPDATE forks AS f SET budget = v.column3, spent = v.column4, reserved = v.column5, calls = v.column6,
 		input = v.column7, output = v.column8, cache_read = v.column9, cache_write = v.column10, refused = v.column11,
-		token_sha256 = v.column12, granted = v.column13, held = v.column14 FROM (`,
+		token_sha256 = v.column12, granted = v.column13, held = v.column14, short = v.column15 FROM (`,
 		") AS v WHERE f.run = v.column1 AND f.fork = v.column2",
-		[]string{text, number, number, number, number, number, number, number, number, number, number, text, number, text}}
+		[]string{text, number, number, number, number, number, number, number, number, number, number, text, number, text, text}}
 	openCall = statement{"INSERT INTO calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started)", "",
 		[]string{number, number, text, number, text, text, text, text, number, number, text, number}}
 	closeCall = statement{`UPDATE calls AS c SET model = v.column2, input = v.column3, cache_write_5m = v.column4, cache_write_1h = v.column5,
@@ -337,7 +338,7 @@ func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
 	for _, key := range slices.SortedFunc(maps.Keys(s.changedForks), forkKey.compare) {
 		r := s.forks[key]
 		forks = append(forks, []any{r.run, int64(r.num), int64(r.budget), int64(r.spent), int64(r.reserved), r.calls, r.input, r.output,
-			r.cacheRead, r.cacheWrite, r.refused, r.token, r.granted, r.held})
+			r.cacheRead, r.cacheWrite, r.refused, r.token, r.granted, r.held, r.short})
 	}
 	for _, c := range s.opened {
 		opened = append(opened, []any{c.id, owner, c.fork.run, int64(c.fork.num), c.day, c.request.Model, c.request.Path, c.request.Prices,

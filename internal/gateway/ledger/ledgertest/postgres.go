@@ -159,7 +159,7 @@ func (s *Server) Crash() {
 		return
 	}
 	_ = s.child.Process.Signal(syscall.SIGQUIT) // it may have ended
-	<-s.ended //nolint:errcheck // it was killed
+	<-s.ended                                   //nolint:errcheck // it was killed
 	_ = s.log.Close()
 	s.child = nil
 }
