@@ -33,14 +33,13 @@ const (
 // The agent is detached: it outlives the worker, and a worker that stops lets
 // it be.
 func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
-	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt))}
+	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt)), hold: hold{long: heldBefore(ctx)}}
 	defer beat(ctx, f.live)()
 	ag, err := agent.ByName(in.Spec.Agent)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
 	}
 	f.agent = ag
-	f.hold.long = heldBefore(ctx)
 	sb, err := a.attach(ctx, in.Ref)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
@@ -318,7 +317,7 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 	short := ""
 	if o.Status == fork.BudgetExceeded {
 		short = spent.Short
-		if o.Hint == "" {
+		if short != "" || o.Hint == "" {
 			o.Hint = moreMoney(short)
 		}
 	}

@@ -189,7 +189,7 @@ func (r *rig) agree(runs ...string) {
 	if err := r.ledger.Check(r.t.Context()); err != nil {
 		r.t.Error(err)
 	}
-	for _, run := range runs {
+	for _, run := range runs { // of a ledger in a file
 		var open int
 		if err := r.read(`SELECT COUNT(*) FROM calls WHERE run = ? AND state = 'in_flight'`, run).Scan(&open); err != nil || open != 0 {
 			r.t.Errorf("run %s: %d calls are in flight, %v", run, open, err)
