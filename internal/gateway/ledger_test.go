@@ -118,7 +118,7 @@ func TestKilledGatewayChargesWhatWasInFlight(t *testing.T) {
 
 	r := openRig(t, dir, up)
 	q, _ := readRequest([]byte(m.body()))
-	hold := testPrices.estimate(q, 32000, false).Cost(9000)
+	hold := testPrices.estimate(q, 32000, -1).Cost(9000)
 	got := r.usage("r", 1)
 	if want := ended + flying*hold; got.Cost != want || got.Calls != 1+flying {
 		t.Errorf("%+v, want a cost of %s", got, want)

@@ -19,6 +19,7 @@ type call struct {
 	path    string
 	attempt int
 	ask     ask
+	marks   *marks
 	started time.Time
 }
 
@@ -93,11 +94,6 @@ func (g *Gateway) say(count *int64, t *tenant, what string, args ...any) {
 // call counts.
 func (c *call) settle(s ledger.Settlement) {
 	g := c.g
-	if s.Tokens.Prompt() > c.ask.prompt {
-		g.mu.Lock()
-		c.tenant.dense = true
-		g.mu.Unlock()
-	}
 	if !c.Settle(s) {
 		return
 	}
