@@ -22,6 +22,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/demo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/standin"
 )
 
@@ -42,7 +43,7 @@ func TestSessions(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
-			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid,
+			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
 		},
 	})
 }
@@ -160,6 +161,8 @@ func condition(name string) (bool, error) {
 		return otherPath(name) != "", nil
 	case "claude":
 		return claudePath() != "", nil
+	case "postgres":
+		return ledgertest.Available(), nil
 	case "root":
 		return os.Getuid() == 0, nil
 	}
@@ -188,6 +191,21 @@ func cmdStandin(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { s.model.Close(); srv.Close() })
 	ts.Setenv("ANTHROPIC_BASE_URL", srv.URL)
 	ts.Setenv("OPENAI_BASE_URL", srv.URL+"/v1")
+}
+
+// cmdPostgres starts a PostgreSQL server and makes a variable the address of a
+// database on it: postgres VARIABLE.
+func cmdPostgres(ts *testscript.TestScript, _ bool, args []string) {
+	server, err := ledgertest.Start(true)
+	ts.Check(err)
+	ts.Defer(func() {
+		if err := server.Stop(); err != nil {
+			ts.Logf("%v", err)
+		}
+	})
+	url, err := server.URL()
+	ts.Check(err)
+	ts.Setenv(args[0], url)
 }
 
 // cmdRequests compares the number of model calls that were answered:
@@ -230,7 +248,8 @@ func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
 func environ(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{"HOME", "PATH", "SANDBOX_TEMPORAL_HOME", "SANDBOX_TEMPORAL_PORT", "SANDBOX_TEMPORAL_UI_PORT", "METRICS_PORT",
-		"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "TERM", "WORK", "TMPDIR", "TEMPORAL_ADDRESS", "TEMPORAL_TASK_QUEUE"} {
+		"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "TERM", "WORK", "TMPDIR", "TEMPORAL_ADDRESS", "TEMPORAL_TASK_QUEUE",
+		"SANDBOX_TEMPORAL_LEDGER_URL", "SANDBOX_TEMPORAL_BUDGET_PER_DAY"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

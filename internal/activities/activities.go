@@ -43,6 +43,10 @@ type Options struct {
 	// an answer: nothing is removed after one.
 	Open func(ctx context.Context, run string) (bool, error)
 
+	// Held tells a run that one of its forks waits for more money, or does not
+	// any more. Nil: nobody is told.
+	Held func(ctx context.Context, run string, hold fork.Hold) error
+
 	Deployment string           // labels the sandboxes of this installation
 	Namespace  string           // Temporal's, likewise
 	Queue      string           // the task queue that any worker serves
@@ -100,8 +104,15 @@ func (a *Activities) Serve(w orchestrator.Registrar) {
 	orchestrator.ResumeSandbox.Serve(w, a.ResumeSandbox)
 	orchestrator.CollectResult.Serve(w, a.CollectResult)
 	orchestrator.CleanupSandbox.Serve(w, a.CleanupSandbox)
+	orchestrator.SetBudget.Serve(w, a.SetBudget)
 	orchestrator.RecordMetrics.Serve(w, a.RecordMetrics)
 	orchestrator.FindOrphanedSandboxes.Serve(w, a.FindOrphanedSandboxes)
+}
+
+// SetBudget changes a budget in the ledger. A second call changes nothing.
+func (a *Activities) SetBudget(ctx context.Context, in orchestrator.SetBudgetInput) (orchestrator.None, error) {
+	defer beat(ctx, phase("budget"))()
+	return orchestrator.None{}, a.Gateway.SetBudget(ctx, in.Run, in.Num, in.Budget)
 }
 
 // RecordMetrics counts a fork that ended.

@@ -161,7 +161,7 @@ func (w *world) begin(ctx context.Context, run string, p fork.Plan) (fork.Spec, 
 		return fork.Spec{}, sandbox.Ref{}, err
 	}
 	spec := fork.Spec{Run: run, Num: 1, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
-		Timeout: p.Timeout, RunBudget: p.Budget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand}
+		Timeout: p.Timeout, RunBudget: p.Budget, ForkBudget: p.BudgetPerFork, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand}
 	ref, err := w.CreateSandbox(ctx, orchestrator.CreateSandboxInput{Spec: spec, Base: base, Deadline: time.Now().Add(time.Hour)})
 	return spec, ref, err
 }

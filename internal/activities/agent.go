@@ -41,7 +41,7 @@ func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput
 }
 
 func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
-	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt))}
+	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt)), hold: hold{long: heldBefore(ctx)}}
 	defer beat(ctx, f.live)()
 	ag, err := agent.ByName(in.Spec.Agent)
 	if err != nil {
@@ -57,9 +57,13 @@ func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentIn
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, fault.Wrap("start agent", err)
 	}
+	f.sandbox = sb
 	why, err := f.follow(ctx, p)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, fault.Wrap("follow agent", err)
+	}
+	if why == unended {
+		return orchestrator.RunAgentOutput{Status: fork.Running, Unended: true, Held: f.hold.long}, nil
 	}
 	return f.judge(context.WithoutCancel(ctx), p, why)
 }
@@ -91,13 +95,16 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 	if err := sb.Upload(ctx, taskFile, bytes.NewReader(text)); err != nil {
 		return nil, err
 	}
-	token, err := a.Gateway.Grant(ctx, gateway.Account{Run: in.Spec.Run, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget})
+	token, err := a.Gateway.Grant(ctx, gateway.Account{
+		Run: in.Spec.Run, Repo: in.Spec.Repo, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget, ForkBudget: in.Spec.ForkBudget,
+		Pause: in.Spec.OnBudget == fork.OnBudgetPause,
+	})
 	if err != nil {
 		return nil, err
 	}
 	spec := agent.Spec{
 		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, ModelID: a.Gateway.ModelID(in.Spec.Model), Session: session(in.Spec), Resume: in.Attempt > 1,
-		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
+		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL, Patient: in.Spec.OnBudget == fork.OnBudgetPause,
 	}
 	if a.hostBound(in.Spec.Provider) {
 		spec.BaseURL = "http://" + gatewayInside
@@ -133,6 +140,9 @@ type follower struct {
 	agent agent.Agent
 	log   string // the transcript's key
 
+	sandbox sandbox.Sandbox
+	hold    hold
+
 	lines  agent.Lines
 	offset int64 // bytes read of the agent's output
 	stored int64 // bytes that the transcript held before us
@@ -147,7 +157,11 @@ type follower struct {
 func (f *follower) live() fork.Live {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return fork.Live{Phase: "agent", Turns: f.sum.Turns, Cost: f.cost, Action: f.sum.Action, Offset: f.read}
+	l := fork.Live{Phase: "agent", Turns: f.sum.Turns, Cost: f.cost, Action: f.sum.Action, Offset: f.read, Held: f.hold.why, HeldFor: f.hold.long}
+	if l.Held != "" {
+		l.Action = "waits for more money"
+	}
+	return l
 }
 
 // follow reads until the agent has ended, and says why it was ended, if it
@@ -163,8 +177,6 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 	}
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	late := time.NewTimer(time.Until(f.in.Deadline))
-	defer late.Stop()
 	for {
 		_, ended, err := p.Exit(ctx)
 		if err == nil {
@@ -179,13 +191,21 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		case err == nil && ended:
 			return "", nil
 		}
+		if err == nil {
+			f.tell(ctx)
+			switch why := f.late(time.Now()); why {
+			case "":
+			case unended:
+				return unended, nil
+			default:
+				if f.a.isPaused(ctx, f.in) {
+					return "", errPaused
+				}
+				return why, f.end(ctx, p)
+			}
+		}
 		select {
 		case <-tick.C:
-		case <-late.C:
-			if f.a.isPaused(ctx, f.in) {
-				return "", errPaused
-			}
-			return fork.TimedOut, f.end(ctx, p)
 		case <-stopping(ctx):
 			return "", orchestrator.ErrWorkerStopping
 		case <-ctx.Done():
@@ -238,13 +258,10 @@ func (f *follower) drain(ctx context.Context, p sandbox.Process) error {
 			return err
 		}
 	}
-	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
-	if err != nil {
-		return err
-	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.cost, f.read = spent.Cost, f.offset
+	f.read = f.offset
+	f.mu.Unlock()
+	f.look(ctx)
 	return nil
 }
 
@@ -317,12 +334,16 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 		// An agent that cannot say why it failed was refused money.
 		o.Status, o.Again = fork.BudgetExceeded, false
 	}
-	if o.Status == fork.BudgetExceeded && o.Hint == "" {
-		o.Hint = "Give the run more with --budget USD."
+	short := ""
+	if o.Status == fork.BudgetExceeded {
+		short = spent.Short
+		if short != "" || o.Hint == "" {
+			o.Hint = moreMoney(short)
+		}
 	}
 	return orchestrator.RunAgentOutput{
 		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
-		Turns: o.Turns, Usage: spent.Usage, Again: o.Again,
+		Turns: o.Turns, Usage: spent.Usage, Again: o.Again, Short: short, Held: f.hold.long,
 	}, nil
 }
 
@@ -336,6 +357,17 @@ func (f *follower) refused(ctx context.Context) error {
 		return err
 	}
 	return f.a.Artifacts.Put(ctx, artifact.RunKey(f.in.Spec.Run, f.in.Spec.Num, fork.RefusedName), bytes.NewReader(lines))
+}
+
+// moreMoney says what a user can do about a budget that is used up.
+func moreMoney(short string) string {
+	switch short {
+	case fork.BudgetOfFork:
+		return "Give each fork more with --budget-per-fork USD."
+	case fork.BudgetOfDay:
+		return "The budget of the day begins anew at midnight, UTC; the setting budget_per_day says how much it is."
+	}
+	return "Give the run more with --budget USD, or let it wait for more with --on-budget pause."
 }
 
 func lastBytes(b []byte, n int) string {

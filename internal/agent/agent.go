@@ -62,6 +62,7 @@ type Spec struct {
 	Shell     string   // for "command": the user's shell line
 	BaseURL   string   // where the model API is, as seen in the sandbox
 	Token     string   // what the sandbox uses as API key there
+	Patient   bool     // a model call may have to wait for hours: for a person who adds to the budget
 	Remaining fork.USD // what is left of the budget; 0: no limit
 }
 

@@ -108,6 +108,13 @@ func (Claude) Command(spec Spec) Command {
 			"CLAUDE_BYTE_STREAM_IDLE_TIMEOUT_MS=120000",
 		},
 	}
+	if spec.Patient {
+		// A gateway that waits for more money answers 503 every few minutes.
+		// With this, Claude Code was seen to go on trying, at most 40 s apart
+		// and 300 times by its own account, where it else gives up after 10;
+		// after 429 it would wait for up to six minutes.
+		cmd.Env = append(cmd.Env, "CLAUDE_CODE_RETRY_WATCHDOG=1")
+	}
 	if spec.Resume {
 		cmd.Args = append([]string{"/bin/sh", "-c", resumeClaude, "claude", spec.Session, spec.TaskFile, goOn}, flags...)
 		cmd.Stdin = ""

@@ -34,6 +34,9 @@ func (Mini) Command(spec Spec) Command {
 			"ANTHROPIC_API_KEY=" + spec.Token,
 		},
 	}
+	if spec.Patient {
+		cmd.Env = append(cmd.Env, "MINI_PATIENCE=168h")
+	}
 	if spec.Model != "" {
 		cmd.Args = append(cmd.Args, "--model", spec.Model)
 	}

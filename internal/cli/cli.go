@@ -15,6 +15,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -56,6 +57,10 @@ type Env struct {
 
 	// Artifacts opens the store that holds what agents said.
 	Artifacts func(ctx context.Context, g Globals) (Artifacts, error)
+
+	// Books opens the ledger in which every call of the model stands, to read
+	// it. It is fault.NotFound when there is none yet.
+	Books func(ctx context.Context, g Globals) (Books, error)
 
 	// Work opens what holds the branches of ended forks.
 	Work func(ctx context.Context, g Globals) (Work, error)
@@ -112,6 +117,10 @@ type Runs interface {
 	Resume(ctx context.Context, run string) (fork.Progress, error)
 	Cancel(ctx context.Context, run string) (fork.Progress, error)
 
+	// AddBudget gives the run more money, or with a num above 0 one of its
+	// forks, and returns when it can be spent.
+	AddBudget(ctx context.Context, run string, num int, add fork.USD) (fork.Progress, error)
+
 	// CancelFork ends one fork and returns when it has ended.
 	CancelFork(ctx context.Context, run string, num int) error
 
@@ -141,6 +150,18 @@ type Artifacts interface {
 	// is none, or none yet.
 	Refused(ctx context.Context, run string, num int) (io.ReadCloser, error)
 }
+
+// Books is what the commands read in the ledger.
+type Books interface {
+	Report(ctx context.Context, q ledger.Query) ([]ledger.Line, error)
+
+	// Budgets is fault.NotFound for a run that has spent nothing yet.
+	Budgets(ctx context.Context, run string) (ledger.Budgets, error)
+
+	Close() error
+}
+
+var _ Books = (*ledger.Reader)(nil)
 
 // Work is what the commands do with the branches of forks that ended.
 type Work interface {
@@ -192,6 +213,14 @@ func (env *Env) runs(ctx context.Context) (Runs, error) {
 		return nil, missing("Temporal client")
 	}
 	return env.Runs(ctx, env.Globals)
+}
+
+// books opens the ledger.
+func (env *Env) books(ctx context.Context) (Books, error) {
+	if env.Books == nil {
+		return nil, missing("ledger")
+	}
+	return env.Books(ctx, env.Globals)
 }
 
 // missing is the error of a command whose part main did not plug in.

@@ -182,16 +182,12 @@ func runTell(ctx context.Context, env *Env, opts controlOptions, tell func(Runs,
 
 // sayProgress prints how a run stands in one line.
 func sayProgress(env *Env, p fork.Progress) error {
-	state := string(p.Status)
-	if p.Paused && !p.Status.Ended() {
-		state = "paused"
-	}
-	_, err := fmt.Fprintf(env.Stdout, "%s: %s · %s\n", flat(p.Run), flat(state), totals(fork.Report{Progress: withoutPause(p)}, nil))
+	_, err := fmt.Fprintf(env.Stdout, "%s: %s · %s\n", flat(p.Run), flat(p.Words()), totals(fork.Report{Progress: withoutPause(p)}, nil))
 	return err
 }
 
 // withoutPause is p for a line that says it already.
 func withoutPause(p fork.Progress) fork.Progress {
-	p.Paused = false
+	p.Paused, p.Held = false, nil
 	return p
 }

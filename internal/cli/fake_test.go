@@ -191,6 +191,10 @@ func (m *memory) Cancel(_ context.Context, run string) (fork.Progress, error) {
 	return m.tell("cancel", run)
 }
 
+func (m *memory) AddBudget(_ context.Context, run string, num int, add fork.USD) (fork.Progress, error) {
+	return m.tell("add "+add.String()+" to", fork.Spec{Run: run, Num: num}.ID())
+}
+
 func (m *memory) CancelFork(_ context.Context, run string, num int) error {
 	_, err := m.tell("cancel", fork.Spec{Run: run, Num: num}.ID())
 	return err

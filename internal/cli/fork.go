@@ -77,6 +77,8 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("max-concurrent", "5", "let at most `N` agents work at once")
 	fs.StringP("timeout", "t", "7200", "the most `SECONDS` that one fork may take")
 	fs.String("budget", "none", "the most `USD` that the whole run may cost")
+	fs.String("budget-per-fork", "none", "the most `USD` that each fork may cost, within the run's")
+	fs.String("on-budget", "stop", "`WHAT` a fork does when no budget covers its next call: stop, or pause until there is more money; see: budget")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
@@ -93,7 +95,7 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("disk", "auto", "let each sandbox write at most `SIZE` to disk, as 20GiB; local gives 10GiB")
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk")
+	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -115,7 +117,8 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	}
 	set := env.Globals.Config.Fork
 	plan := fork.Plan{
-		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
+		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout,
+		Budget: set.Budget, BudgetPerFork: set.BudgetPerFork,
 		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
 		Limits: set.Limits,
 	}
@@ -123,6 +126,9 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 		if a, err := agent.ByName(plan.Agent); err == nil {
 			plan.Model = a.Model()
 		}
+	}
+	if set.OnBudget != fork.OnBudgetStop { // which a plan need not say
+		plan.OnBudget = set.OnBudget
 	}
 	if cmd.Flags().Changed("branch") {
 		if plan.Branch = strings.TrimPrefix(f.branch, "refs/heads/"); !validBranch(plan.Branch) {

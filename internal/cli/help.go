@@ -114,6 +114,8 @@ var variables = []struct{ name, text string }{
 	{"SANDBOX_TEMPORAL_UI_PORT", "the engine's port for the web UI (8080)"},
 	{"SANDBOX_TEMPORAL_CONFIG", "the configuration file (~/.config/sandbox-temporal/config.toml)"},
 	{"SANDBOX_TEMPORAL_PRICES", "a file with prices of your own"},
+	{"SANDBOX_TEMPORAL_LEDGER_URL", "a PostgreSQL database for the ledger; unset: a file"},
+	{"SANDBOX_TEMPORAL_BUDGET_PER_DAY", "the most USD that all runs may cost on one day"},
 	{"SANDBOX_TEMPORAL_LOG_LEVEL", "debug, info, warn or error, for engine and worker (info)"},
 	{"SANDBOX_TEMPORAL_GATEWAY_URL", "where sandboxes on other hosts reach the worker's gateway"},
 	{"SANDBOX_TEMPORAL_DEPLOYMENT", "the label of this installation's sandboxes"},

@@ -19,6 +19,7 @@ type lines struct {
 	forks     []lineState // by number - 1
 	preparing bool        // was said
 	paused    bool
+	held      bool
 	trouble   bool
 }
 
@@ -53,6 +54,14 @@ func (l *lines) show(s sight) {
 			fmt.Fprintln(l.w, "paused: no further fork starts")
 		} else {
 			fmt.Fprintln(l.w, "resumed")
+		}
+	}
+	if held := len(s.Progress.Held) > 0; held != l.held {
+		l.held = held
+		if held {
+			fmt.Fprintf(l.w, "paused (budget): %s Let it go on with: %s budget add %s USD\n", flat(s.Progress.Held[0].Why), program, flat(s.Progress.Run))
+		} else {
+			fmt.Fprintln(l.w, "the budget covers the next calls again")
 		}
 	}
 	if n := len(s.Progress.Statuses); n > len(l.forks) {

@@ -93,18 +93,11 @@ func (m liveModel) View() string {
 // headline says how the whole run stands.
 func (m liveModel) headline() string {
 	p := m.sight.Progress
-	state := "running"
-	switch {
-	case p.Preparing:
-		state = "preparing the base"
-	case p.Paused:
-		state = "paused"
-	}
 	money := dollars(m.sight.spent())
 	if p.Budget > 0 {
 		money += " of " + dollars(p.Budget)
 	}
-	return m.paint.in(bold, fit(fmt.Sprintf("%s  %s · %d of %d done · %s · %s", flat(p.Run), state, p.Success+p.Failed, p.Total, money, seconds(p.Duration)), m.width))
+	return m.paint.in(bold, fit(fmt.Sprintf("%s  %s · %d of %d done · %s · %s", flat(p.Run), flat(p.Words()), p.Success+p.Failed, p.Total, money, seconds(p.Duration)), m.width))
 }
 
 // rows chooses the forks that are shown, and counts the others. When not all

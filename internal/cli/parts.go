@@ -60,6 +60,7 @@ func Plug(env *Env, parts Parts) {
 	env.BeforeStart = p.beforeStart
 	env.Artifacts = p.artifacts
 	env.Work = p.work
+	env.Books = p.books
 	env.Providers = func(g Globals) (sandbox.Set, error) { return p.providers(g.Config, slog.New(slog.DiscardHandler)), nil }
 	env.Doctor = p.doctor
 	env.Commands = append(env.Commands,

@@ -32,6 +32,7 @@ func printReport(env *Env, rep fork.Report, live map[int]fork.Live, output strin
 		return err
 	}
 	b.WriteString(totals(rep, live) + "\n")
+	writeHeld(&b, rep.Progress)
 	writeFailures(&b, rep)
 	if _, err := io.WriteString(env.Stdout, b.String()); err != nil {
 		return err
@@ -116,14 +117,45 @@ func totals(rep fork.Report, live map[int]fork.Live) string {
 			parts = append(parts, fmt.Sprintf("%d %s", c.n, c.word))
 		}
 	}
-	if rep.Paused {
-		parts = append(parts, "paused")
+	if !rep.Status.Ended() && (rep.Paused || len(rep.Held) > 0) {
+		parts = append(parts, rep.Words())
 	}
 	money := dollars(s.spent())
 	if rep.Budget > 0 {
 		money += " of " + dollars(rep.Budget)
 	}
 	return strings.Join(append(parts, money, seconds(rep.Duration)), " · ")
+}
+
+// writeHeld says which forks wait for more money, each reason once.
+func writeHeld(b *strings.Builder, p fork.Progress) {
+	if p.Status.Ended() {
+		return
+	}
+	var order []string
+	nums := map[string][]string{}
+	for _, h := range p.Held {
+		why := flat(h.Why)
+		if nums[why] == nil {
+			order = append(order, why)
+		}
+		nums[why] = append(nums[why], fmt.Sprint(h.ForkNum))
+	}
+	for _, why := range order {
+		fmt.Fprintf(b, "\n%s (paused): %s\n    Let it go on with: %s budget add %s USD\n", forksNamed(nums[why]), why, program, flat(p.Run))
+	}
+}
+
+// forksNamed is "fork 1" or "forks 1, 2 and 10 more".
+func forksNamed(nums []string) string {
+	const most = 10
+	switch n := len(nums); {
+	case n == 1:
+		return "fork " + nums[0]
+	case n > most:
+		return fmt.Sprintf("forks %s and %d more", strings.Join(nums[:most], ", "), n-most)
+	}
+	return "forks " + strings.Join(nums, ", ")
 }
 
 // writeFailures says why forks failed, each reason once.
@@ -148,17 +180,7 @@ func writeFailures(b *strings.Builder, rep fork.Report) {
 		}
 	}
 	for _, why := range order {
-		nums := forks[why]
-		who := "fork " + nums[0]
-		if len(nums) > 1 {
-			const most = 10
-			more := ""
-			if len(nums) > most {
-				nums, more = nums[:most], fmt.Sprintf(" and %d more", len(forks[why])-most)
-			}
-			who = "forks " + strings.Join(nums, ", ") + more
-		}
-		fmt.Fprintf(b, "\n%s (%s): %s\n", who, strings.ReplaceAll(why.status, "_", " "), indent(why.text))
+		fmt.Fprintf(b, "\n%s (%s): %s\n", forksNamed(forks[why]), strings.ReplaceAll(why.status, "_", " "), indent(why.text))
 		if why.hint != "" {
 			fmt.Fprintf(b, "    %s\n", why.hint)
 		}

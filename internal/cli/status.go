@@ -80,11 +80,7 @@ func runStatus(ctx context.Context, env *Env, opts statusOptions) error {
 
 // heading is what stands above the table of status.
 func heading(p paint, rep fork.Report) string {
-	state := string(rep.Status)
-	if rep.Paused && !rep.Status.Ended() {
-		state = "paused"
-	}
-	parts := []string{p.in(bold, flat(rep.Run)), p.in(colourOf(rep.Status), flat(state))}
+	parts := []string{p.in(bold, flat(rep.Run)), p.in(colourOf(rep.Status), flat(rep.Words()))}
 	if rep.Name != "" {
 		parts = append(parts, flat(rep.Name))
 	}

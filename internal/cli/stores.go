@@ -7,6 +7,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
 )
 
@@ -34,6 +35,15 @@ func (t transcripts) Transcript(ctx context.Context, run string, num, attempt in
 // Refused opens the list that the fork's door left.
 func (t transcripts) Refused(ctx context.Context, run string, num int) (io.ReadCloser, error) {
 	return t.store.Get(ctx, artifact.RunKey(run, num, fork.RefusedName))
+}
+
+// books opens the ledger of the state folder, or the one that is named.
+func (p *plugged) books(ctx context.Context, g Globals) (Books, error) {
+	r, err := ledger.OpenReader(ctx, ledger.Options{Dir: host.LedgerDir(g.Config.Home), URL: string(g.Config.LedgerURL)})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // work opens the git store of the state folder.

@@ -155,5 +155,6 @@ func completeFlags(cmd *cobra.Command, env *Env) {
 	})
 	offer("agent", agentNames)
 	offer("isolation", tierNames)
+	offer("on-budget", func() []string { return []string{fork.OnBudgetStop, fork.OnBudgetPause} })
 	offer("output", func() []string { return []string{"table", "json"} })
 }

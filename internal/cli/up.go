@@ -18,7 +18,7 @@ import (
 
 // upOptions are what a command line of "up" comes to.
 type upOptions struct {
-	Ports   []string // flags, for the detached engine
+	Flags   []string // of settings, for the detached engine
 	Detach  bool
 	LogFile string // hidden: where the detached engine writes; empty: standard error
 }
@@ -39,11 +39,11 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 		Example: `  sandbox-temporal up --detach
   sandbox-temporal up --port 0 --ui-port 0 --metrics-port 0`,
 		Args:        args(),
-		Annotations: settings("port", "ui-port", "metrics-port"),
+		Annotations: settings("port", "ui-port", "metrics-port", "budget-per-day"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, name := range []string{"port", "ui-port", "metrics-port"} {
+			for _, name := range []string{"port", "ui-port", "metrics-port", "budget-per-day"} {
 				if f := cmd.Flags().Lookup(name); f.Changed {
-					o.Ports = append(o.Ports, "--"+name, f.Value.String())
+					o.Flags = append(o.Flags, "--"+name, f.Value.String())
 				}
 			}
 			return p.runUp(cmd.Context(), env, o)
@@ -53,6 +53,7 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 	fs.Int("port", 7233, "the `PORT` of Temporal's gRPC; 0: any free one")
 	fs.Int("ui-port", 8080, "the `PORT` of the web page; 0: any free one")
 	fs.Int("metrics-port", 9090, "the `PORT` of the metrics; 0: any free one")
+	dayFlag(cmd)
 	fs.BoolVar(&o.Detach, "detach", false, "start it in the background and return when it is ready")
 	fs.StringVar(&o.LogFile, "log-file", "", "")
 	_ = fs.MarkHidden("log-file")
@@ -65,7 +66,7 @@ func (p *plugged) runUp(ctx context.Context, env *Env, o upOptions) error {
 		return err
 	}
 	if o.Detach {
-		ep, started, err := p.startEngine(ctx, cfg, o.Ports)
+		ep, started, err := p.startEngine(ctx, cfg, o.Flags)
 		if err != nil {
 			return err
 		}

@@ -22,21 +22,31 @@ import (
 
 // newWorker makes the "worker" command.
 func (p *plugged) newWorker(env *Env) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "worker",
 		GroupID: groupService,
 		Short:   "Serve the runs of a Temporal cluster on this host",
 		Long: `Worker serves the task queue of the Temporal cluster that TEMPORAL_ADDRESS
 names: it makes sandboxes on this host, runs agents in them and meters their
-calls. Any number of workers can serve one queue.
+calls. Any number of workers can serve one queue. Each keeps a ledger of its own
+unless SANDBOX_TEMPORAL_LEDGER_URL names a PostgreSQL database for all of them:
+with one, the budget of a run holds whatever workers its forks are on.
 
 Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
-		Example: `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
-		Args:    args(),
+		Example:     `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
+		Args:        args(),
+		Annotations: settings("budget-per-day"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.runWorker(cmd.Context(), env)
 		},
 	}
+	dayFlag(cmd)
+	return cmd
+}
+
+// dayFlag adds --budget-per-day.
+func dayFlag(cmd *cobra.Command) {
+	cmd.Flags().String("budget-per-day", "none", "the most `USD` that all runs together may cost on one day, by UTC")
 }
 
 func (p *plugged) runWorker(ctx context.Context, env *Env) error {
@@ -99,7 +109,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
 	})
 }
 

@@ -34,6 +34,11 @@ type Config struct {
 	PricesFile string // prices that replace the built-in ones; empty: none
 	LogLevel   slog.Level
 
+	// LedgerURL names the PostgreSQL database that the gateway's ledger is in.
+	// There may be a password in it. Empty: a file in Home.
+	LedgerURL    Secret
+	BudgetPerDay fork.USD // for all runs that share a ledger, by UTC; 0: no limit
+
 	Fork Defaults
 
 	settings []Setting
@@ -46,6 +51,8 @@ type Defaults struct {
 	MaxConcurrent int
 	Timeout       time.Duration
 	Budget        fork.USD // 0: no limit
+	BudgetPerFork fork.USD // 0: no limit
+	OnBudget      string   // fork.OnBudgetStop or fork.OnBudgetPause
 	Provider      string
 	Isolation     string // the tier of a local sandbox; empty: the provider's own choice
 	Agent         string

@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 		Port: 7233, UIPort: 8080, MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude", Egress: "registries"},
+		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -68,36 +68,40 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 	// For each key a value for the file (in TOML), the environment and the
 	// flag, and how each is shown.
 	samples := map[string]struct{ file, env, flag, shownFile, shownEnv, shownFlag string }{
-		"home":                {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
-		"port":                {`1`, "2", "3", "1", "2", "3"},
-		"ui_port":             {`0`, "2", "3", "0", "2", "3"},
-		"metrics_port":        {`1`, "2", "65535", "1", "2", "65535"},
-		"disable_metrics":     {`true`, "no", "YES", "true", "false", "true"},
-		"temporal_address":    {`"f:1"`, "e:1", "[::1]:1", "f:1", "e:1", "[::1]:1"},
-		"temporal_profile":    {`"f"`, "e", "l", "f", "e", "l"},
-		"namespace":           {`"f"`, "e", "l", "f", "e", "l"},
-		"task_queue":          {`"f"`, "e", "l", "f", "e", "l"},
-		"gateway_url":         {`"http://f"`, "https://e:1", "http://l/x", "http://f", "https://e:1", "http://l/x"},
-		"deployment":          {`"f"`, "e", "l", "f", "e", "l"},
-		"claude_path":         {`"~/f"`, "/e", "/l", "/home/u/f", "/e", "/l"},
-		"prices_file":         {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
-		"log_level":           {`"debug"`, "WARN", "error", "debug", "warn", "error"},
-		"fork.forks":          {`1`, "", "1000", "1", "", "1000"},
-		"fork.model":          {`"f"`, "", "l", "f", "", "l"},
-		"fork.max_concurrent": {`2`, "", "3", "2", "", "3"},
-		"fork.timeout":        {`90`, "", "2h", "1m30s", "", "2h0m0s"},
-		"fork.budget":         {`0.1`, "", "none", "$0.1000", "", "none"},
-		"fork.provider":       {`"f"`, "", "l", "f", "", "l"},
-		"fork.isolation":      {`"f"`, "", "l", "f", "", "l"},
-		"fork.agent":          {`"f"`, "", "l", "f", "", "l"},
-		"fork.agent_command":  {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
-		"fork.setup":          {`"make"`, "", "", "make", "", ""},
-		"fork.egress":         {`"none"`, "", "open", "none", "", "open"},
-		"fork.mounts":         {`["/a", "~/b:/c/"]`, "", "/l:/m", "/a:/a /home/u/b:/c", "", "/l:/m"},
-		"fork.memory":         {`"4GiB"`, "", "1.5G", "4GiB", "", "1.5GiB"},
-		"fork.cpus":           {`1.5`, "", "auto", "1.5", "", "auto"},
-		"fork.processes":      {`500`, "", "4096", "500", "", "4096"},
-		"fork.disk":           {`"20 GB"`, "", "20gib", "20GB", "", "20GiB"},
+		"home":                 {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
+		"port":                 {`1`, "2", "3", "1", "2", "3"},
+		"ui_port":              {`0`, "2", "3", "0", "2", "3"},
+		"metrics_port":         {`1`, "2", "65535", "1", "2", "65535"},
+		"disable_metrics":      {`true`, "no", "YES", "true", "false", "true"},
+		"temporal_address":     {`"f:1"`, "e:1", "[::1]:1", "f:1", "e:1", "[::1]:1"},
+		"temporal_profile":     {`"f"`, "e", "l", "f", "e", "l"},
+		"namespace":            {`"f"`, "e", "l", "f", "e", "l"},
+		"task_queue":           {`"f"`, "e", "l", "f", "e", "l"},
+		"gateway_url":          {`"http://f"`, "https://e:1", "http://l/x", "http://f", "https://e:1", "http://l/x"},
+		"deployment":           {`"f"`, "e", "l", "f", "e", "l"},
+		"claude_path":          {`"~/f"`, "/e", "/l", "/home/u/f", "/e", "/l"},
+		"prices_file":          {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
+		"log_level":            {`"debug"`, "WARN", "error", "debug", "warn", "error"},
+		"ledger_url":           {`"postgres://u:f@h/f"`, "postgresql://u:e@h/e", "", "(set)", "(set)", ""},
+		"budget_per_day":       {`5`, "2.5", "none", "$5.0000", "$2.5000", "none"},
+		"fork.forks":           {`1`, "", "1000", "1", "", "1000"},
+		"fork.model":           {`"f"`, "", "l", "f", "", "l"},
+		"fork.max_concurrent":  {`2`, "", "3", "2", "", "3"},
+		"fork.timeout":         {`90`, "", "2h", "1m30s", "", "2h0m0s"},
+		"fork.budget":          {`0.1`, "", "none", "$0.1000", "", "none"},
+		"fork.budget_per_fork": {`0.1`, "", "2", "$0.1000", "", "$2.0000"},
+		"fork.on_budget":       {`"pause"`, "", "stop", "pause", "", "stop"},
+		"fork.provider":        {`"f"`, "", "l", "f", "", "l"},
+		"fork.agent":           {`"f"`, "", "l", "f", "", "l"},
+		"fork.agent_command":   {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
+		"fork.setup":           {`"make"`, "", "", "make", "", ""},
+		"fork.isolation":       {`"f"`, "", "l", "f", "", "l"},
+		"fork.egress":          {`"none"`, "", "open", "none", "", "open"},
+		"fork.memory":          {`"4GiB"`, "", "1.5G", "4GiB", "", "1.5GiB"},
+		"fork.cpus":            {`1.5`, "", "auto", "1.5", "", "auto"},
+		"fork.processes":       {`500`, "", "4096", "500", "", "4096"},
+		"fork.disk":            {`"20 GB"`, "", "20gib", "20GB", "", "20GiB"},
+		"fork.mounts":          {`["/a", "~/b:/c/"]`, "", "/l:/m", "/a:/a /home/u/b:/c", "", "/l:/m"},
 	}
 	for _, k := range keys {
 		s, ok := samples[k.name]
@@ -129,7 +133,9 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 			env[k.env] = " " + s.env + " "
 			check(s.shownEnv, "environment "+k.env)
 		}
-		check(s.shownFlag, "flag --"+k.flag, Flag{k.flag, []string{s.flag}})
+		if k.flag != "" {
+			check(s.shownFlag, "flag --"+k.flag, Flag{k.flag, []string{s.flag}})
+		}
 	}
 }
 
@@ -140,12 +146,16 @@ home = "/srv/state"
 port = 7300
 temporal_address = "temporal:7233"
 log_level = "warn"
+ledger_url = "postgres://u:secret@db/ledger"
+budget_per_day = 100
 
 [fork]
 forks = 3
 model = "opus"
 timeout = "30m"
 budget = 12.345678901
+budget_per_fork = 0.5
+on_budget = "pause"
 setup = """
 make deps
 make build"""
@@ -156,8 +166,8 @@ mounts = ["/usr/local/go"]
 		Home: "/srv/state", File: env[configEnv],
 		Port: 7300, UIPort: 8080, MetricsPort: 9090,
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
-		LogLevel: slog.LevelWarn,
-		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901,
+		LogLevel: slog.LevelWarn, LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
+		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901, BudgetPerFork: fork.Dollar / 2, OnBudget: "pause",
 			Provider: "local", Agent: "claude", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
@@ -256,6 +266,10 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{text: `disable_metrics = "maybe"`}, `"disable_metrics" in /`},
 		{where{text: "[fork]\nmodel = true"}, `"fork.model" in /`},
 		{where{text: "[fork]\nbudget = 0"}, `"fork.budget" in /`},
+		{where{text: "budget_per_day = 0"}, `"budget_per_day" in /`},
+		{where{text: "[fork]\nbudget_per_fork = 0"}, `"fork.budget_per_fork" in /`},
+		{where{text: "[fork]\non_budget = 'ask'"}, `"fork.on_budget" in /`},
+		{where{text: "ledger_url = 'mysql://u:secret@h/d'"}, `"ledger_url" in /`},
 		{where{text: "[fork]\nbudget = -1"}, `"fork.budget" in /`},
 		{where{text: "[fork]\nbudget = nan"}, `"fork.budget" in /`},
 		{where{text: "[fork]\nbudget = 1e300"}, `"fork.budget" in /`},

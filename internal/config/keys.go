@@ -48,12 +48,16 @@ var keys = []key{
 	pathKey("claude_path", "SANDBOX_TEMPORAL_CLAUDE", "claude-path", func(c *Config) *string { return &c.ClaudePath }),
 	pathKey("prices_file", "SANDBOX_TEMPORAL_PRICES", "prices-file", func(c *Config) *string { return &c.PricesFile }),
 	levelKey("log_level", "SANDBOX_TEMPORAL_LOG_LEVEL", "log-level"),
+	ledgerKey("ledger_url", "SANDBOX_TEMPORAL_LEDGER_URL"),
+	budgetKey("budget_per_day", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "budget-per-day", func(c *Config) *fork.USD { return &c.BudgetPerDay }),
 
 	countKey("fork.forks", "forks", 1, fork.MaxForks, func(c *Config) *int { return &c.Fork.Forks }),
 	textKey("fork.model", "", "model", "sonnet", `Use an alias such as "sonnet", or the full id of a model.`, needed, func(c *Config) *string { return &c.Fork.Model }),
 	countKey("fork.max_concurrent", "max-concurrent", 5, fork.MaxForks, func(c *Config) *int { return &c.Fork.MaxConcurrent }),
 	timeoutKey("fork.timeout", "timeout"),
-	budgetKey("fork.budget", "budget"),
+	budgetKey("fork.budget", "", "budget", func(c *Config) *fork.USD { return &c.Fork.Budget }),
+	budgetKey("fork.budget_per_fork", "", "budget-per-fork", func(c *Config) *fork.USD { return &c.Fork.BudgetPerFork }),
+	textKey("fork.on_budget", "", "on-budget", fork.OnBudgetStop, `Use "stop" or "pause".`, onBudget, func(c *Config) *string { return &c.Fork.OnBudget }),
 	textKey("fork.provider", "", "provider", "local", `Use the name of a provider, such as "local".`, needed, func(c *Config) *string { return &c.Fork.Provider }),
 	textKey("fork.isolation", "", "isolation", "", `Use the name of a tier, such as "namespaces" or "gvisor".`, nil, func(c *Config) *string { return &c.Fork.Isolation }),
 	textKey("fork.agent", "", "agent", "claude", `Use the name of an agent, such as "claude".`, needed, func(c *Config) *string { return &c.Fork.Agent }),
@@ -186,10 +190,10 @@ func timeoutKey(name, flag string) key {
 // writes "budget = 0" does not mean "without limit".
 const noBudget = "none"
 
-func budgetKey(name, flag string) key {
-	return key{name: name, flag: flag, standard: []string{noBudget}, hint: `Use an amount of dollars above 0, such as 2.50, or "none".`,
+func budgetKey(name, env, flag string, field func(*Config) *fork.USD) key {
+	return key{name: name, env: env, flag: flag, standard: []string{noBudget}, hint: `Use an amount of dollars above 0, such as 2.50, or "none".`,
 		set: func(c *Config, _ *loader, v []string) error {
-			c.Fork.Budget = 0
+			*field(c) = 0
 			if v[0] == noBudget {
 				return nil
 			}
@@ -200,14 +204,42 @@ func budgetKey(name, flag string) key {
 			if amount <= 0 {
 				return errors.New("a budget of nothing lets nothing run")
 			}
-			c.Fork.Budget = amount
+			*field(c) = amount
 			return nil
 		},
 		show: func(c *Config) string {
-			if c.Fork.Budget == 0 {
+			if *field(c) == 0 {
 				return noBudget
 			}
-			return c.Fork.Budget.String()
+			return field(c).String()
+		}}
+}
+
+func onBudget(s string) error {
+	if s != fork.OnBudgetStop && s != fork.OnBudgetPause {
+		return fmt.Errorf("%q is neither stop nor pause", s)
+	}
+	return nil
+}
+
+// ledgerKey is an address that may hold a password, so nothing of it is shown.
+func ledgerKey(name, env string) key {
+	return key{name: name, env: env, standard: []string{""}, text: true, hint: "Use an address such as postgres://user@host/database.",
+		set: func(c *Config, _ *loader, v []string) error {
+			if c.LedgerURL = Secret(v[0]); v[0] == "" {
+				return nil
+			}
+			u, err := url.Parse(v[0])
+			if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+				return errors.New("it is no address that begins with postgres://")
+			}
+			return nil
+		},
+		show: func(c *Config) string {
+			if c.LedgerURL == "" {
+				return ""
+			}
+			return c.LedgerURL.String()
 		}}
 }
 

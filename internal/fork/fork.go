@@ -35,25 +35,33 @@ func (s Status) Ended() bool { return s != Pending && s != Running && s != "" }
 // A Plan is what one run was asked to do: the same task, given to Forks
 // agents that know nothing of each other.
 type Plan struct {
-	Repo          string        `json:"repo"`                    // a git URL, or an absolute path on the worker's host
-	Branch        string        `json:"branch"`                  // where the forks start; empty: main, or else the repository's own default
-	Prompt        string        `json:"prompt"`                  // the task, at most MaxPrompt bytes
-	Name          string        `json:"name,omitempty"`          // the user's own word for the run; may be empty
-	Forks         int           `json:"forks"`                   // 1 to MaxForks
-	Model         string        `json:"model"`                   // an alias ("sonnet") or a full model id
-	MaxConcurrent int           `json:"max_concurrent"`          // forks that run at once; at least 1
-	Timeout       time.Duration `json:"timeout"`                 // the most one fork may take, from its sandbox's creation
-	Budget        USD           `json:"budget,omitempty"`        // for the whole run; 0: no limit
-	Provider      string        `json:"provider"`                // where the sandboxes are made
-	Isolation     string        `json:"isolation,omitempty"`     // the tier that the user asked for; Provider has it already
-	Agent         string        `json:"agent"`                   // who does the work
-	AgentCommand  string        `json:"agent_command,omitempty"` // for the agent "command": a shell line, {prompt} substituted
-	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH
-	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
-	Egress        string        `json:"egress,omitempty"`        // what the sandboxes may reach; empty: the default
-	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
-	Limits        Limits        `json:"limits,omitzero"`         // of each sandbox
+	Repo          string        `json:"repo"`                      // a git URL, or an absolute path on the worker's host
+	Branch        string        `json:"branch"`                    // where the forks start; empty: main, or else the repository's own default
+	Prompt        string        `json:"prompt"`                    // the task, at most MaxPrompt bytes
+	Name          string        `json:"name,omitempty"`            // the user's own word for the run; may be empty
+	Forks         int           `json:"forks"`                     // 1 to MaxForks
+	Model         string        `json:"model"`                     // an alias ("sonnet") or a full model id
+	MaxConcurrent int           `json:"max_concurrent"`            // forks that run at once; at least 1
+	Timeout       time.Duration `json:"timeout"`                   // the most one fork may take, from its sandbox's creation
+	Budget        USD           `json:"budget,omitempty"`          // for the whole run; 0: no limit
+	BudgetPerFork USD           `json:"budget_per_fork,omitempty"` // for each fork, within the run's; 0: no limit
+	OnBudget      string        `json:"on_budget,omitempty"`       // what happens when no budget covers a call: OnBudgetStop or OnBudgetPause; empty: stop
+	Provider      string        `json:"provider"`                  // where the sandboxes are made
+	Isolation     string        `json:"isolation,omitempty"`       // the tier that the user asked for; Provider has it already
+	Agent         string        `json:"agent"`                     // who does the work
+	AgentCommand  string        `json:"agent_command,omitempty"`   // for the agent "command": a shell line, {prompt} substituted
+	AgentPath     string        `json:"agent_path,omitempty"`      // the agent's program on the worker's host; empty: looked up on its PATH
+	Setup         string        `json:"setup,omitempty"`           // a shell line that prepares the base once
+	Egress        string        `json:"egress,omitempty"`          // what the sandboxes may reach; empty: the default
+	Mounts        []Mount       `json:"mounts,omitempty"`          // host files the sandboxes see, read-only
+	Limits        Limits        `json:"limits,omitzero"`           // of each sandbox
 }
+
+// What happens to a fork when no budget covers its next call of the model.
+const (
+	OnBudgetStop  = "stop"  // it ends
+	OnBudgetPause = "pause" // it waits, with its sandbox and its session, until there is more money
+)
 
 // A Mount is a file or folder of the worker's host that a sandbox sees
 // read-only at Target.
@@ -77,7 +85,9 @@ type Spec struct {
 	PromptKey    string        `json:"prompt_key"` // where the artifact store holds the prompt
 	Model        string        `json:"model"`
 	Timeout      time.Duration `json:"timeout"`
-	RunBudget    USD           `json:"run_budget,omitempty"` // shared with the run's other forks; 0: no limit
+	RunBudget    USD           `json:"run_budget,omitempty"`  // shared with the run's other forks; 0: no limit
+	ForkBudget   USD           `json:"fork_budget,omitempty"` // its own, within the run's; 0: no limit
+	OnBudget     string        `json:"on_budget,omitempty"`   // as in Plan
 	Provider     string        `json:"provider"`
 	Agent        string        `json:"agent"`
 	AgentCommand string        `json:"agent_command,omitempty"`

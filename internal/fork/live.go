@@ -13,6 +13,9 @@ type Live struct {
 	Cost   USD    `json:"cost_usd"`         // by the gateway's ledger
 	Action string `json:"action,omitempty"` // the last thing the agent did, one line
 	Offset int64  `json:"offset,omitempty"` // bytes of the agent's output that were read
+
+	Held    string        `json:"held,omitempty"`     // why the fork waits for more money; empty: it does not
+	HeldFor time.Duration `json:"held_for,omitempty"` // how long it has, since its deadline was set
 }
 
 // TranscriptName is the artifact that holds what the agent printed in one

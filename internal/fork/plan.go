@@ -33,6 +33,10 @@ func (p Plan) Validate() error {
 		return bad("Use --timeout 604800 (a week) or less.", "a timeout of %s asked for", p.Timeout)
 	case p.Budget < 0:
 		return bad("Use --budget with an amount above 0.", "a budget of %s asked for", p.Budget)
+	case p.BudgetPerFork < 0:
+		return bad("Use --budget-per-fork with an amount above 0.", "a budget of %s for each fork asked for", p.BudgetPerFork)
+	case p.OnBudget != "" && p.OnBudget != OnBudgetStop && p.OnBudget != OnBudgetPause:
+		return bad("Use --on-budget stop or --on-budget pause.", "%q is nothing to do when a budget is used up", p.OnBudget)
 	case p.Provider == "":
 		return bad("Use --provider local.", "no provider given")
 	case p.Agent == "":

@@ -2,6 +2,16 @@ package fork
 
 import "unicode/utf8"
 
+// Budgets are the words for whose budget it is: they lie inside one another.
+var Budgets = []string{BudgetOfFork, BudgetOfRun, BudgetOfDay}
+
+// The words.
+const (
+	BudgetOfFork = "fork"
+	BudgetOfRun  = "run"
+	BudgetOfDay  = "day" // which all runs share
+)
+
 // Usage is what model calls used and cost.
 type Usage struct {
 	Cost             USD   `json:"cost_usd"`
@@ -39,8 +49,9 @@ type Result struct {
 	Usage                // cost_usd, input_tokens, …
 	NumTurns     int     `json:"num_turns"`
 	Duration     float64 `json:"duration_seconds"`
-	Output       string  `json:"output"` // the agent's last words, at most MaxText bytes
-	Error        string  `json:"error"`  // why Status is not success; empty otherwise
+	Output       string  `json:"output"`          // the agent's last words, at most MaxText bytes
+	Error        string  `json:"error"`           // why Status is not success; empty otherwise
+	Short        string  `json:"short,omitempty"` // whose budget was used up, for BudgetExceeded: one of Budgets; empty: not known
 	Hint         string  `json:"hint,omitempty"`
 	Verify       *Verify `json:"verify,omitempty"` // nil: nothing was verified
 	Paused       bool    `json:"paused,omitempty"` // it stands still now; never of a fork that has ended
@@ -60,7 +71,8 @@ type Progress struct {
 	Repo      string   `json:"repo"`
 	Status    Status   `json:"status"`              // Running until every fork has ended
 	Preparing bool     `json:"preparing,omitempty"` // what the forks start from is being made
-	Paused    bool     `json:"paused,omitempty"`
+	Paused    bool     `json:"paused,omitempty"`    // by a person: no further fork starts
+	Held      []Hold   `json:"held,omitempty"`      // the forks that wait for more money; while there are any, no further one starts
 	Total     int      `json:"total_forks"`
 	Pending   int      `json:"pending"`
 	Running   int      `json:"running"`
@@ -74,6 +86,29 @@ type Progress struct {
 	Error     string   `json:"error,omitempty"`    // why the run itself could not go on
 	ErrorKind string   `json:"error_kind,omitempty"`
 	Hint      string   `json:"hint,omitempty"`
+}
+
+// A Hold is a fork that waits, because no budget covers its next call of the
+// model.
+type Hold struct {
+	ForkNum int    `json:"fork_num"`
+	Why     string `json:"why"` // which budget is short and how much of it is left, a whole sentence
+}
+
+// Words says in words how the run stands: "running", "paused", "paused
+// (budget)", "preparing the base", or its final status.
+func (p Progress) Words() string {
+	switch {
+	case p.Status.Ended():
+		return string(p.Status)
+	case p.Preparing:
+		return "preparing the base"
+	case len(p.Held) > 0:
+		return "paused (budget)"
+	case p.Paused:
+		return "paused"
+	}
+	return string(Running)
 }
 
 // A Report is all there is to say about a run so far.

@@ -31,7 +31,6 @@ type tenant struct {
 	quiet  chan struct{} // closed when active is 0 again; nil: nobody waits for that
 	noted  int64         // refusals for other reasons than money, and failures, since the start
 	broke  int64         // refusals for want of money, since the start
-	dense  bool          // a prompt of this fork had more tokens than were reserved for it
 
 	patience context.Context // done when calls under way are to be cut off; see Settle
 	cut      context.CancelFunc
@@ -127,6 +126,7 @@ func (g *Gateway) Revoke(ctx context.Context, run string, num int) error {
 		t.dismiss()
 	}
 	g.mu.Unlock()
+	g.prompts.forget(tenantKey{run, num})
 	return g.ledger.Revoke(ctx, run, num)
 }
 

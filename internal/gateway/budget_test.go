@@ -189,7 +189,7 @@ func (r *rig) agree(runs ...string) {
 	if err := r.ledger.Check(r.t.Context()); err != nil {
 		r.t.Error(err)
 	}
-	for _, run := range runs {
+	for _, run := range runs { // of a ledger in a file
 		var open int
 		if err := r.read(`SELECT COUNT(*) FROM calls WHERE run = ? AND state = 'in_flight'`, run).Scan(&open); err != nil || open != 0 {
 			r.t.Errorf("run %s: %d calls are in flight, %v", run, open, err)
@@ -222,7 +222,7 @@ func TestCallWaitsForWhatOthersHold(t *testing.T) {
 	until(t, "the first call is upstream", func() bool { return r.up.count() == 1 })
 	// The first holds $0.32 and more of $0.50; the second would get a clamped
 	// answer now, and waits for a whole one instead.
-	go func() { second <- r.send(a2, message{max: 32_000, pad: 220_000, script: script{Out: 10}}) }()
+	go func() { second <- r.send(a2, message{max: 32_000, pad: 60_000, script: script{Out: 10}}) }()
 	until(t, "the second waits", func() bool {
 		return r.ledger.Waiting() == 1
 	})
@@ -306,8 +306,8 @@ func TestRefusalNamesTheBudgetAndWhatIsLeft(t *testing.T) {
 	}
 }
 
-// A body of rare letters has more tokens than a third of its bytes. The first
-// such call may cost more than was reserved; the next ones may not.
+// A body of rare letters can have a token for every byte. No call costs more
+// than what was reserved for it, the first one neither.
 func TestDensePromptIsReservedByTheByte(t *testing.T) {
 	r := newRig(t)
 	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
@@ -315,19 +315,51 @@ func TestDensePromptIsReservedByTheByte(t *testing.T) {
 	if a := r.send(token, m); a.status != 200 {
 		t.Fatalf("%+v", a)
 	}
-	r.mu.Lock()
-	dense := r.tenants[tenantKey{"r", 1}].dense
-	r.mu.Unlock()
-	if !dense {
-		t.Error("nobody noticed")
-	}
 	if !strings.Contains(r.logs.String(), "level=DEBUG msg=\"call settled\"") {
 		t.Error("the call is not in the log")
 	}
-	// By the third this body costs half a dollar at most, by the byte more than there is.
-	body := message{model: "claude-opus-5-5", max: 10, pad: 300_000, script: script{Out: 1}}
-	if a := r.send(token, body); a.status != 402 {
+	if strings.Contains(r.logs.String(), "cost more than was reserved") {
+		t.Errorf("it cost more than was reserved:\n%s", r.logs)
+	}
+	// By the byte this body may cost more than there is.
+	if a := r.send(token, message{model: "claude-opus-5-5", max: 10, pad: 300_000, script: script{Out: 1}}); a.status != 402 {
 		t.Errorf("%d", a.status)
+	}
+}
+
+// What a conversation has in common with one that was answered is reserved by
+// what that one had, and not by the byte.
+func TestKnownPartOfAPromptIsReservedByWhatItCost(t *testing.T) {
+	r := newRig(t)
+	first := r.grant(Account{Run: "r", Fork: 1})
+	other := r.grant(Account{Run: "r", Fork: 2})
+	reserved := func(token string, m message) (n int64) {
+		t.Helper()
+		if a := r.send(token, m); a.status != 200 {
+			t.Fatalf("%+v", a)
+		}
+		if err := r.read(`SELECT reserved FROM calls ORDER BY id DESC LIMIT 1`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	m := message{max: 1, pad: 200_000, script: script{Out: 1}}
+	byByte := reserved(first, m)
+	for name, c := range map[string]struct {
+		token string
+		m     message
+	}{"the same again": {first, m}, "another fork that begins alike": {other, m}, "one that goes on": {first, message{max: 1, pad: 204_000, script: script{Out: 1}}}} {
+		if n := reserved(c.token, c.m); n > byByte/3 || n < byByte/6 {
+			t.Errorf("%s: %d are reserved, by the byte %d", name, n, byByte)
+		}
+	}
+	for name, m := range map[string]message{"another model": {model: "claude-opus-5-5", max: 1, pad: 200_000, script: script{Out: 1}}} {
+		if n := reserved(first, m); n < byByte {
+			t.Errorf("%s: %d are reserved", name, n)
+		}
+	}
+	if strings.Contains(r.logs.String(), "cost more than was reserved") {
+		t.Errorf("it cost more than was reserved:\n%s", r.logs)
 	}
 }
 

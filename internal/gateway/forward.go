@@ -226,6 +226,7 @@ func (f *forwarding) charge(b bound, s ledger.Settlement) {
 // bill settles the call by what it used.
 func (f *forwarding) bill(model string, t Tokens, s ledger.Settlement) {
 	s.Tokens = t
+	f.g.prompts.learn(tenantKey{f.tenant.run, f.tenant.num}, f.request, f.call.marks, t.Prompt())
 	s.Cost = f.price(model, t)
 	s.Model = shorten(model)
 	f.call.settle(s)

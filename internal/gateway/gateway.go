@@ -15,9 +15,10 @@
 // # What the promise rests on
 //
 // A budget holds as long as no call costs more than was reserved for it. The
-// number of output tokens is bounded exactly, by max_tokens. The number of
-// input tokens is estimated from the body's size; the comment of estimate says
-// what is assumed, and what happens to a fork whose calls turn out denser.
+// number of output tokens is bounded exactly, by max_tokens. Input has at most a
+// token for each byte of the body; where it is the same as in one that was
+// answered before, what that one had says more: see prompts. What is assumed
+// of pictures, documents and server tools stands beside estimate.
 package gateway
 
 import (
@@ -101,6 +102,7 @@ type Gateway struct {
 
 	granting sync.Mutex // held through a whole Grant or Revoke
 
+	prompts *prompts
 	lookups chan struct{} // bounds how many tokens are looked up at once
 
 	mu      sync.Mutex
@@ -185,6 +187,7 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		log:           o.Logger,
 		limits:        defaultLimits(),
 		shared:        o.Ledger.URL != "",
+		prompts:       newPrompts(),
 		lookups:       make(chan struct{}, 4),
 		tokens:        make(map[ledger.Hash]*grant),
 		tenants:       make(map[tenantKey]*tenant),

@@ -303,7 +303,7 @@ func TestCallThatItsAgentLeftDoesNotGoOnForEver(t *testing.T) {
 	<-left
 	r.idle("r")
 	q, _ := readRequest([]byte(m.body()))
-	if got, want := r.usage("r", 1).Cost, testPrices.estimate(q, 32000, false).Cost(5000); got != want {
+	if got, want := r.usage("r", 1).Cost, testPrices.estimate(q, 32000, -1).Cost(5000); got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
@@ -381,7 +381,7 @@ func TestEveryEndingHasItsPrice(t *testing.T) {
 			t.Errorf("%s: answered %d, %v", c.name, a.status, a.err)
 		}
 		q, _ := readRequest([]byte(c.m.body()))
-		ask := testPrices.estimate(q, 32000, false)
+		ask := testPrices.estimate(q, 32000, -1)
 		ok := false
 		switch c.price {
 		case "free":

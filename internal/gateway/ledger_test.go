@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,10 +18,11 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
 )
 
 func testOptions(dir, upstream string) Options {
-	return Options{Ledger: ledger.Options{Dir: dir}, Prices: testPrices, Credentials: func(context.Context) (Credentials, error) {
+	return Options{Ledger: ledger.Options{Dir: dir, URL: os.Getenv("GATEWAY_TEST_LEDGER")}, Prices: testPrices, Credentials: func(context.Context) (Credentials, error) {
 		return Credentials{APIKey: realKey, BaseURL: upstream}, nil
 	}}
 }
@@ -30,7 +32,11 @@ func testOptions(dir, upstream string) Options {
 func TestMain(m *testing.M) {
 	dir := os.Getenv("GATEWAY_TEST_DIR")
 	if dir == "" {
-		os.Exit(m.Run())
+		code := m.Run()
+		if err := ledgertest.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
 	}
 	g, err := Open(context.Background(), testOptions(dir, os.Getenv("GATEWAY_TEST_UPSTREAM")))
 	if err != nil {
@@ -42,16 +48,25 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	token, err := g.Grant(context.Background(), Account{Run: "r", Fork: 1, RunBudget: fork.Dollar, ForkBudget: fork.Dollar})
+	num := 1
+	if s := os.Getenv("GATEWAY_TEST_FORK"); s != "" {
+		num, err = strconv.Atoi(s)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	token, err := g.Grant(context.Background(), Account{Run: "r", Fork: num, RunBudget: fork.Dollar, ForkBudget: fork.Dollar})
 	fmt.Println(ln.Addr(), token, err)
 	fmt.Fprintln(os.Stderr, g.Serve(context.Background(), ln))
 }
 
 // startChild runs a gateway in a process of its own.
-func startChild(t *testing.T, dir, upstream string) (url, token string, kill func()) {
+func startChild(t *testing.T, dir, upstream string, env ...string) (url, token string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "GATEWAY_TEST_DIR="+dir, "GATEWAY_TEST_UPSTREAM="+upstream)
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -103,7 +118,7 @@ func TestKilledGatewayChargesWhatWasInFlight(t *testing.T) {
 
 	r := openRig(t, dir, up)
 	q, _ := readRequest([]byte(m.body()))
-	hold := testPrices.estimate(q, 32000, false).Cost(9000)
+	hold := testPrices.estimate(q, 32000, -1).Cost(9000)
 	got := r.usage("r", 1)
 	if want := ended + flying*hold; got.Cost != want || got.Calls != 1+flying {
 		t.Errorf("%+v, want a cost of %s", got, want)
@@ -123,47 +138,87 @@ func TestKilledGatewayChargesWhatWasInFlight(t *testing.T) {
 }
 
 // Killed again and again at any moment, with many agents who try again, as they
-// do: the budget holds over all of it.
+// do: the budget holds over all of it, also when several gateways share it.
 func TestBudgetHoldsOverManyCrashes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a process several times")
 	}
-	dir, up := t.TempDir(), newUpstream(t)
+	t.Run("sqlite", func(t *testing.T) { crashOften(t, 1, "") })
+	t.Run("postgres", func(t *testing.T) { crashOften(t, 3, ledgertest.Postgres(t)) })
+}
+
+func crashOften(t *testing.T, gateways int, ledgerURL string) {
+	up := newUpstream(t)
 	close(up.gate)
-	for round := range 4 {
-		url, token, kill := startChild(t, dir, up.URL)
-		child := &rig{t: t, url: url}
-		before := up.count()
-		var calls sync.WaitGroup
-		for range 8 {
-			calls.Go(func() {
-				for {
-					a := child.send(token, message{max: 4000, stream: true, pad: 2000, script: script{Out: 600}})
-					if a.err != nil || a.status == 402 {
-						return
+	shared := func(o *Options) { o.Ledger.URL = ledgerURL }
+	var last string
+	var all sync.WaitGroup
+	if gateways > 1 {
+		// One gateway lives through it all, and sees that the books are right.
+		defer openRig(t, t.TempDir(), up, shared).watch()()
+	}
+	for n := range gateways {
+		dir := t.TempDir()
+		last = dir
+		all.Go(func() {
+			made := 0
+			for round := range 4 {
+				url, token, kill := startChild(t, dir, up.URL, "GATEWAY_TEST_LEDGER="+ledgerURL, fmt.Sprint("GATEWAY_TEST_FORK=", n+1))
+				child := &rig{t: t, url: url}
+				var calls sync.WaitGroup
+				answered := make(chan struct{}, 1000)
+				for range 8 {
+					calls.Go(func() {
+						for {
+							a := child.send(token, message{max: 4000, stream: true, pad: 2000, script: script{Out: 600}})
+							if a.err != nil || a.status == 402 {
+								return
+							}
+							select {
+							case answered <- struct{}{}:
+							default:
+							}
+						}
+					})
+				}
+				done := make(chan struct{})
+				go func() { calls.Wait(); close(done) }()
+				for some := true; some && made < 10+5*round; {
+					select {
+					case <-answered:
+						made++
+					case <-done:
+						some = false // there is no money left
 					}
 				}
-			})
-		}
-		done := make(chan struct{})
-		go func() { calls.Wait(); close(done) }()
-		until(t, "some calls were made, or there is no money", func() bool {
-			select {
-			case <-done:
-				return true
-			default:
-				return up.count() > before+10+5*round
+				kill()
+				<-done
 			}
 		})
-		kill()
-		<-done
 	}
-	r := openRig(t, dir, up)
+	all.Wait()
+	r := openRig(t, last, up, shared)
+	until(t, "the calls of the dead are settled", func() bool {
+		var open int
+		if ledgerURL == "" {
+			return r.read(`SELECT COUNT(*) FROM calls WHERE state = 'in_flight'`).Scan(&open) == nil && open == 0
+		}
+		for num := 1; num <= gateways; num++ {
+			n, err := r.ledger.InFlight(t.Context(), "r", num)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open += n
+		}
+		return open == 0
+	})
 	got := r.usage("r", 0)
 	if got.Cost > fork.Dollar || up.billed() > got.Cost || got.Calls == 0 {
 		t.Errorf("%+v, billed %s", got, up.billed())
 	}
-	r.agree("r")
+	if err := r.ledger.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestReopenedGatewayHasTheSameBalances(t *testing.T) {

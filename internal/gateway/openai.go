@@ -33,6 +33,7 @@ func readOpenAI(path string, body []byte) (*request, error) {
 	r := &request{
 		model: q.Model, maxTokens: q.MaxOutput, stream: q.Stream, body: len(body),
 		answers: q.Answers, unpriced: q.Unpriced, openai: q,
+		unsure: true,
 	}
 	if q.Kept {
 		r.remote = 1 // the API knows the rest of the prompt

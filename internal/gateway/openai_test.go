@@ -82,7 +82,7 @@ func TestAnOpenAIStreamThatIsCutCostsItsPromptAndMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	most := testPrices.estimate(ask, defaultMaxOutput, false).Cost(defaultMaxOutput)
+	most := testPrices.estimate(ask, defaultMaxOutput, -1).Cost(defaultMaxOutput)
 	if got := r.usage("r", 1).Cost; got <= least || got >= most/2 {
 		t.Errorf("it cost %s, want more than %s and far less than the reservation of %s", got, least, most)
 	}

@@ -34,6 +34,15 @@ type request struct {
 	answers  int64           // that are asked for; 0: one
 	unpriced string          // something else without a price, in words
 	openai   *openai.Request // the call as OpenAI's API reads it; nil: it is not for that
+	members  []span          // of the top object
+	apart    int             // bytes of what the API leaves out of some prompts, and not of others
+	unsure   bool            // how long its prompt is says nothing about others: see prompts
+}
+
+// A span is a member of the body and where its value stands.
+type span struct {
+	key        string
+	start, end int
 }
 
 // readRequest finds everything in body that the price depends on. The error
@@ -48,6 +57,7 @@ func readRequest(body []byte) (*request, error) {
 		return nil, err
 	}
 	q.uses = min(q.uses, maxUses)
+	q.unsure = q.unsure || q.pictures > 0 || q.papers > 0 || q.remote > 0 || q.uses > 0 || q.compacts || q.advisor || len(q.fallbacks) > 0
 	return q, nil
 }
 
@@ -60,12 +70,19 @@ func (q *request) object(at place, f *frame) {
 	case atSource:
 		f.parent.from, f.parent.froms = f, f.parent.froms+1
 	case atBlock, atInnerBlock:
+		if strings.HasSuffix(f.kind, "thinking") || f.kinds > 1 {
+			q.apart += f.size
+		}
 		q.media(f)
 	case atMcpServer:
 		q.uses += defaultUses
 	case atEdit:
 		q.compacts = q.compacts || strings.HasPrefix(f.kind, "compact")
+		q.unsure = q.unsure || !strings.HasPrefix(f.kind, "clear_thinking") || f.kinds != 1
 	case atTool:
+		if f.later {
+			q.apart += f.size
+		}
 		switch {
 		case f.kinds == 0 || runsWithAgent(f.kind):
 		case strings.HasPrefix(f.kind, "advisor"):
@@ -111,9 +128,10 @@ func runsWithAgent(kind string) bool {
 
 // The assumptions about what the API makes of a request.
 const (
-	// bytesPerToken is low on purpose. Agents' requests were measured at four
-	// bytes a token, JSON included; code and prose in English lie between 3.5
-	// and 4.5, and other scripts take more bytes for a letter.
+	// bytesPerToken is what agents' requests have at least, JSON included, when
+	// they are not made to have less: they were measured at four; code and prose
+	// in English lie between 3.5 and 4.5. Only what was seen of an answer that
+	// broke off is reckoned with it.
 	bytesPerToken = 3
 
 	// overhead is the API's own prompt around tools, in tokens.
@@ -150,24 +168,18 @@ const (
 	enoughOutput = 4096
 )
 
-// estimate says what q can cost at most, under these assumptions: the prompt
-// has at most one token for every three bytes of the body, all of it is
-// written to the cache at the dearest rate that the body asks for, and the
-// answer is as long as max_tokens allows. A prompt that is denser, of rare
-// scripts or made to be so, costs more than that. Such a call's fork is marked
-// dense when it settles, and from then on a token is reserved for every byte,
-// which is what a token covers at least; so one fork can exceed its reservations
-// only by the prompts that were under way at the first time.
-func (p *Prices) estimate(q *request, maxOutput int64, dense bool) ask {
-	per := int64(bytesPerToken)
-	if dense {
-		per = 1
-	}
+// estimate says what q can cost at most, if all of its prompt is written to the
+// cache at the dearest rate that the body asks for, and the answer is as long as
+// max_tokens allows. The prompt has at most one token for every byte of its
+// text, and at most known, where known is not negative: see prompts.
+func (p *Prices) estimate(q *request, maxOutput, known int64) ask {
 	// A document's text is compressed, so it has more tokens than its bytes
 	// tell; one per byte, and never more than fits, is what can be said.
-	text := int64(q.body - q.pixels - q.papers)
-	prompt := text/per + overhead + q.pictures*pictureTokens + int64(q.papers)
-	prompt = min(prompt, window)
+	prompt := int64(q.body-q.pixels) + q.pictures*pictureTokens
+	if known >= 0 {
+		prompt = min(prompt, known)
+	}
+	prompt = min(prompt+overhead, window)
 	if q.remote > 0 {
 		prompt = window
 	}

@@ -175,32 +175,37 @@ func TestEstimateCoversEveryClass(t *testing.T) {
 		return q
 	}
 	text := strings.Repeat("x", 30_000)
-	plain := p.estimate(body(`"system":"`+text+`"`), 32000, false)
+	plain := p.estimate(body(`"system":"`+text+`"`), 32000, -1)
 	for name, a := range map[string]ask{
-		"an hour's cache": p.estimate(body(`"system":"`+text+`","cache_control":{"ttl":"1h"}`), 32000, false),
-		"a dense fork":    p.estimate(body(`"system":"`+text+`"`), 32000, true),
-		"a web search":    p.estimate(body(`"system":"`+text+`","tools":[{"type":"web_search_1"}]`), 32000, false),
-		"a fallback":      p.estimate(body(`"system":"`+text+`","fallbacks":[{"model":"claude-opus-5-5"}]`), 32000, false),
-		"a compaction":    p.estimate(body(`"system":"`+text+`","context_management":{"edits":[{"type":"compact_1"}]}`), 32000, false),
-		"a remote paper":  p.estimate(body(`"system":"`+text+`","messages":[{"content":[{"type":"document","source":{"type":"url"}}]}]`), 32000, false),
-		"another model":   p.estimate(&request{model: "nobody-knows", body: 30_000, maxTokens: 10000}, 32000, false),
+		"an hour's cache": p.estimate(body(`"system":"`+text+`","cache_control":{"ttl":"1h"}`), 32000, -1),
+		"a web search":    p.estimate(body(`"system":"`+text+`","tools":[{"type":"web_search_1"}]`), 32000, -1),
+		"a fallback":      p.estimate(body(`"system":"`+text+`","fallbacks":[{"model":"claude-opus-5-5"}]`), 32000, -1),
+		"a compaction":    p.estimate(body(`"system":"`+text+`","context_management":{"edits":[{"type":"compact_1"}]}`), 32000, -1),
+		"a remote paper":  p.estimate(body(`"system":"`+text+`","messages":[{"content":[{"type":"document","source":{"type":"url"}}]}]`), 32000, -1),
+		"another model":   p.estimate(&request{model: "nobody-knows", body: 30_000, maxTokens: 10000}, 32000, -1),
 	} {
 		if a.Cost(a.Want) < plain.Cost(plain.Want)*11/10 {
 			t.Errorf("%s is asked for %s, without it %s", name, a.Cost(a.Want), plain.Cost(plain.Want))
 		}
 	}
-	if want := p.Cost("sonnet", Tokens{CacheWrite5m: 10_000, Output: 10_000}); plain.Cost(plain.Want) < want {
+	if want := p.Cost("sonnet", Tokens{CacheWrite5m: 30_000, Output: 10_000}); plain.Cost(plain.Want) < want {
 		t.Errorf("%s is asked for what may cost %s", plain.Cost(plain.Want), want)
 	}
-	if a := p.estimate(body(`"system":""`), 4000, false); a.Want != 4000 || a.Least != leastOutput || a.Enough != 4000 {
+	if a := p.estimate(body(`"system":"`+text+`"`), 32000, 7000); a.prompt != 7000+overhead {
+		t.Errorf("known: %+v", a)
+	}
+	if a := p.estimate(body(`"system":"`+text+`"`), 32000, 1e6); a.prompt != plain.prompt {
+		t.Errorf("known to be less than a byte: %+v", a)
+	}
+	if a := p.estimate(body(`"system":""`), 4000, -1); a.Want != 4000 || a.Least != leastOutput || a.Enough != 4000 {
 		t.Errorf("capped: %+v", a)
 	}
 	// The API refuses a call whose thinking could use up max_tokens.
-	if a := p.estimate(body(`"thinking":{"type":"enabled","budget_tokens":8000}`), 4000, false); a.Want != 8001 || a.Least != 8001 {
+	if a := p.estimate(body(`"thinking":{"type":"enabled","budget_tokens":8000}`), 4000, -1); a.Want != 8001 || a.Least != 8001 {
 		t.Errorf("thinking: %+v", a)
 	}
 	pictures := `"messages":[{"content":[{"type":"image","source":{"type":"base64","data":"` + strings.Repeat("A", 1<<20) + `"}}]}]`
-	if a := p.estimate(body(pictures), 32000, false); a.prompt > 2*pictureTokens {
+	if a := p.estimate(body(pictures), 32000, -1); a.prompt > 2*pictureTokens {
 		t.Errorf("a picture is reserved as %d tokens", a.prompt)
 	}
 }

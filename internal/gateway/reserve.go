@@ -19,6 +19,7 @@ type call struct {
 	path    string
 	attempt int
 	ask     ask
+	marks   *marks
 	started time.Time
 }
 
@@ -58,7 +59,9 @@ func (g *Gateway) reserve(ctx context.Context, c *call, hash ledger.Hash) *refus
 	case errors.Is(err, ledger.ErrBusy):
 		return comeAgain(5*time.Second, "What is left of the budget is held by other calls.")
 	case context.Cause(ctx) == errHeldLong: //nolint:errorlint // it is never wrapped
-		return comeAgain(time.Second, "The budget does not cover this call, and the run is to wait for more money: it is paused until somebody adds some.")
+		r := refuse(http.StatusServiceUnavailable, "api_error", "The budget does not cover this call, and the run waits for more money: come again.")
+		r.after = time.Second
+		return r
 	case g.closing.Err() != nil:
 		return refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	}
@@ -91,11 +94,6 @@ func (g *Gateway) say(count *int64, t *tenant, what string, args ...any) {
 // call counts.
 func (c *call) settle(s ledger.Settlement) {
 	g := c.g
-	if s.Tokens.Prompt() > c.ask.prompt {
-		g.mu.Lock()
-		c.tenant.dense = true
-		g.mu.Unlock()
-	}
 	if !c.Settle(s) {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -155,7 +156,11 @@ func element(of place) place {
 // A frame is what the scanner remembers of an object while it is inside.
 type frame struct {
 	place  place
-	keys   map[string]bool // of the top object only
+	keys   map[string]bool // of the top object, and of large ones
+	names  []string        // of small ones
+	later  bool            // a tool that the API loads when it is asked for
+	start  int             // in the body
+	size   int             // in bytes, once it has ended
 	kind   string          // the string under "type"
 	kinds  int             // how many "type"s there are
 	uses   int64           // max_uses; -1: not said
@@ -242,7 +247,7 @@ func (s *scanner) object(at place, in *frame) error {
 	if s.depth++; s.depth > maxDepth {
 		return fmt.Errorf("the body is nested more than %d deep", maxDepth)
 	}
-	f := frame{place: at, uses: -1, parent: in}
+	f := frame{place: at, uses: -1, parent: in, start: s.i}
 	if at == atTop {
 		f.keys = make(map[string]bool)
 	}
@@ -262,19 +267,25 @@ func (s *scanner) object(at place, in *frame) error {
 		}
 		// Which of two equal keys counts is up to the reader. What is metered
 		// must be what is billed, so there is no reading of such a body.
-		if f.keys != nil {
-			if f.keys[name] {
+		if f.twice(name) {
+			if at == atTop {
 				return fmt.Errorf("the body has %q twice", name)
 			}
-			f.keys[name] = true
+			s.out.unsure = true
 		}
+		f.later = f.later || at == atTool && name == "defer_loading"
 		s.space()
 		if s.i >= len(s.b) || s.b[s.i] != ':' {
 			return errJSON
 		}
 		s.i++
+		s.space()
+		start := s.i
 		if err := s.value(member(at, name), &f); err != nil {
 			return err
+		}
+		if at == atTop {
+			s.out.members = append(s.out.members, span{name, start, s.i})
 		}
 		s.space()
 		if s.i >= len(s.b) {
@@ -290,8 +301,32 @@ func (s *scanner) object(at place, in *frame) error {
 	}
 	s.i++ // }
 	s.depth--
+	f.size = s.i - f.start
 	s.out.object(at, &f)
 	return nil
+}
+
+// twice notes a key of the object and reports whether it had it before.
+func (f *frame) twice(name string) bool {
+	const small = 32
+	if f.keys == nil {
+		if slices.Contains(f.names, name) {
+			return true
+		}
+		if f.names = append(f.names, name); len(f.names) <= small {
+			return false
+		}
+		f.keys = make(map[string]bool, 2*small)
+		for _, n := range f.names {
+			f.keys[n] = true
+		}
+		return false
+	}
+	if f.keys[name] {
+		return true
+	}
+	f.keys[name] = true
+	return false
 }
 
 func (s *scanner) array(at place, in *frame) error {

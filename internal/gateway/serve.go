@@ -279,9 +279,11 @@ func (f *forwarding) meter(gr *grant) *refusal {
 	if refused := g.unpriced(q, gr); refused != nil {
 		return refused
 	}
-	g.mu.Lock()
-	dense := gr.tenant.dense
-	g.mu.Unlock()
+	key, marks := tenantKey{gr.tenant.run, gr.tenant.num}, g.prompts.mark(f.body, q)
+	known, ok := g.prompts.bound(key, q, marks)
+	if !ok {
+		known = -1
+	}
 	attempt, err := strconv.Atoi(f.in.Header.Get("X-Stainless-Retry-Count"))
 	if err != nil || attempt < 0 || attempt > 1000 {
 		attempt = 0
@@ -292,7 +294,8 @@ func (f *forwarding) meter(gr *grant) *refusal {
 		model:   shorten(q.model),
 		path:    f.in.URL.Path,
 		attempt: attempt,
-		ask:     g.prices.estimate(q, g.maxOutput, dense),
+		ask:     g.prices.estimate(q, g.maxOutput, known),
+		marks:   marks,
 		started: time.Now(),
 	}
 	if refused := g.reserve(f.in.Context(), c, gr.hash); refused != nil {

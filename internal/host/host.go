@@ -122,6 +122,9 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	acts := activities.New(activities.Options{
 		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
 		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
+		Held: func(ctx context.Context, run string, hold fork.Hold) error {
+			return orchestrator.Fault(o.Temporal.SignalWorkflow(ctx, run, "", orchestrator.ForkHeld, hold))
+		},
 		Deployment: o.Deployment, Namespace: o.Namespace,
 		Queue: o.Queue, HostQueue: orchestrator.HostQueue(o.Queue, hostname+"-"+id),
 		TempDir: temp, Metrics: m, Logger: o.Logger,

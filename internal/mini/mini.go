@@ -61,7 +61,8 @@ type options struct {
 // args are those of Claude Code, without the program's name: --model NAME,
 // --session-id UUID or --resume UUID, --max-turns N, and the prompt, which is
 // read from stdin when it is not given. env is asked for ANTHROPIC_BASE_URL,
-// ANTHROPIC_API_KEY and HOME.
+// ANTHROPIC_API_KEY, HOME, and MINI_PATIENCE: for how long one call of the model
+// is repeated that fails, as "3m", which is the standard.
 //
 // The conversation is kept in $HOME/.mini/SESSION.json and is written before
 // and after each call of the model and each round of tools. --resume goes on
@@ -185,6 +186,13 @@ func parse(args []string, env func(string) string, stdin io.Reader, stderr io.Wr
 		o.baseURL = "https://api.anthropic.com"
 	}
 	o.key = env("ANTHROPIC_API_KEY")
+	if s := env("MINI_PATIENCE"); s != "" {
+		patience, err := time.ParseDuration(s)
+		if err != nil || patience < 0 {
+			return o, fault.New(op, fault.Invalid, "MINI_PATIENCE %q is no duration", s)
+		}
+		o.patience = patience
+	}
 	if o.home = env("HOME"); o.home == "" {
 		return o, fault.New(op, fault.Invalid, "HOME is not set").Hinted("Set HOME to a folder where the session can be kept.")
 	}

@@ -315,16 +315,22 @@ func (c *Client) holdOne(ctx context.Context, run string, num int, verb string) 
 	}
 }
 
+// AddBudget gives the run more money, or with a num above 0 one of its forks.
+// When it returns, calls that were held for want of it go on.
+func (c *Client) AddBudget(ctx context.Context, run string, num int, add fork.USD) (fork.Progress, error) {
+	return c.tell(ctx, run, AddBudget, AddBudgetInput{Num: num, Add: add})
+}
+
 // Cancel ends the run. When it returns, every fork has ended and its sandbox
 // is gone. A run that had ended before stays as it was.
 func (c *Client) Cancel(ctx context.Context, run string) (fork.Progress, error) {
 	return c.tell(ctx, run, Cancel)
 }
 
-func (c *Client) tell(ctx context.Context, run, verb string) (fork.Progress, error) {
+func (c *Client) tell(ctx context.Context, run, verb string, args ...any) (fork.Progress, error) {
 	var p fork.Progress
 	h, err := c.Temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
-		WorkflowID: run, UpdateName: verb, WaitForStage: client.WorkflowUpdateStageCompleted,
+		WorkflowID: run, UpdateName: verb, Args: args, WaitForStage: client.WorkflowUpdateStageCompleted,
 	})
 	if err == nil {
 		err = h.Get(ctx, &p)
@@ -342,7 +348,7 @@ func (c *Client) tell(ctx context.Context, run, verb string) (fork.Progress, err
 		}
 		return p, fault.New(verb, fault.Conflict, "run %s has ended: %s", run, p.Status)
 	}
-	return p, c.about(run, err)
+	return p, c.about(run, Fault(err))
 }
 
 // CancelFork ends one fork of the run; the others go on. It returns when the

@@ -31,6 +31,14 @@ const (
 	Resume = "resume"
 	Cancel = "cancel"
 
+	// AddBudget is an update that takes an AddBudgetInput. It answers with a
+	// fork.Progress when the money can be spent.
+	AddBudget = "add_budget"
+
+	// ForkHeld is a signal that carries a fork.Hold: the fork waits for more
+	// money, or with an empty Why it does not any more.
+	ForkHeld = "fork_held"
+
 	// GetProgress answers with a fork.Progress.
 	GetProgress = "get_progress"
 	// GetResults takes a ResultsInput and answers with a ResultsOutput.
@@ -66,6 +74,7 @@ var (
 	ResumeSandbox         = Activity[HoldSandboxInput, None]{"resume_sandbox"}
 	CollectResult         = Activity[CollectResultInput, CollectResultOutput]{"collect_result"}
 	CleanupSandbox        = Activity[CleanupSandboxInput, CleanupSandboxOutput]{"cleanup_sandbox"}
+	SetBudget             = Activity[SetBudgetInput, None]{"set_budget"}
 	RecordMetrics         = Activity[RecordMetricsInput, None]{"record_metrics"}
 	FindOrphanedSandboxes = Activity[FindOrphanedSandboxesInput, FindOrphanedSandboxesOutput]{"find_orphaned_sandboxes"}
 )
@@ -119,6 +128,10 @@ type (
 		Ref      sandbox.Ref `json:"ref"`
 		Attempt  int         `json:"attempt"` // from 1; above 1 the agent resumes its session
 		Deadline time.Time   `json:"deadline"`
+
+		// Slack is how long after the deadline an agent may be followed that was
+		// held for want of money: its clock stands still then. 0: it runs on.
+		Slack time.Duration `json:"slack,omitempty"`
 	}
 	// RunAgentOutput is what remains of a run that may have said megabytes.
 	RunAgentOutput struct {
@@ -129,6 +142,13 @@ type (
 		Turns  int         `json:"num_turns"`
 		Usage  fork.Usage  `json:"usage"`
 		Again  bool        `json:"again,omitempty"` // another attempt could help
+
+		Short string        `json:"short,omitempty"` // as in fork.Result
+		Held  time.Duration `json:"held,omitempty"`  // by how much the deadline has moved, because the fork was held
+
+		// Unended: the agent goes on; another call with the same attempt, and the
+		// deadline moved, follows it. Nothing else is said then but Held.
+		Unended bool `json:"unended,omitempty"`
 
 		// Paused says that the sandbox was paused, so the agent was let be.
 		// Nothing else is set then.
@@ -167,6 +187,13 @@ type (
 	CleanupSandboxOutput struct {
 		Usage fork.Usage `json:"usage"`
 	}
+	// SetBudgetInput says what a budget is from now on: the run's, or with Num
+	// above 0 that of a fork.
+	SetBudgetInput struct {
+		Run    string   `json:"run"`
+		Num    int      `json:"fork_num,omitempty"`
+		Budget fork.USD `json:"budget"`
+	}
 	// RecordMetricsInput is a fork that ended.
 	RecordMetricsInput struct {
 		Result fork.Result `json:"result"`
@@ -188,6 +215,12 @@ type (
 	ForkInput struct {
 		Spec fork.Spec `json:"spec"`
 		Base Base      `json:"base"`
+	}
+	// AddBudgetInput gives a run more money, or with Num above 0 one of its
+	// forks, within the run's.
+	AddBudgetInput struct {
+		Num int      `json:"fork_num,omitempty"`
+		Add fork.USD `json:"add_usd"`
 	}
 	// CleanupInput is what the scheduled clean-up is started with.
 	CleanupInput struct {

@@ -11,10 +11,10 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
-// grace is how long a sandbox outlives its fork's time-out: long enough to
+// Grace is how long a sandbox outlives its fork's time-out: long enough to
 // collect the work and to survive a restart of the engine, short enough that
 // nothing forgotten costs much.
-const grace = 15 * time.Minute
+const Grace = 15 * time.Minute
 
 // Fork takes one spec from an empty sandbox to a branch, and leaves nothing
 // running behind it, whatever happens on the way. It never fails: how the
@@ -69,7 +69,7 @@ func (f *forked) carryOut(ctx workflow.Context) {
 	spec := f.in.Spec
 	f.deadline = f.started.Add(spec.Timeout)
 
-	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: f.deadline.Add(grace)})
+	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: f.deadline.Add(Grace)})
 	if err != nil {
 		f.fail(err)
 		return
@@ -93,10 +93,14 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 	if f.in.Spec.Agent == "claude" {
 		run = RunClaudeAgent
 	}
+	slack := time.Duration(0)
+	if f.in.Spec.OnBudget == fork.OnBudgetPause {
+		slack = heldSlack
+	}
 	for n := 1; ; n++ {
 		out, again, ok, err := f.follow(ctx, func(ctx workflow.Context) (RunAgentOutput, error) {
 			left := f.deadline.Sub(workflow.Now(ctx))
-			return attempt(ctx, following(left), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: f.deadline})
+			return attempt(ctx, following(left+slack), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: f.deadline, Slack: slack})
 		})
 		if !ok {
 			return false
@@ -109,10 +113,16 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 			f.fail(err)
 			return false
 		}
+		f.deadline = f.deadline.Add(out.Held)
+		if out.Unended {
+			n--
+			continue
+		}
 		f.result.Status, f.result.Output = out.Status, fork.Cut(out.Output, fork.MaxText)
 		f.result.Error, f.result.Hint = fork.Cut(out.Error, errorText), out.Hint
 		f.result.NumTurns += out.Turns
 		f.result.Usage = out.Usage
+		f.result.Short = out.Short
 		if ctx.Err() != nil {
 			return false
 		}

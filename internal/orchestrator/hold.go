@@ -96,7 +96,7 @@ func (f *forked) mustStop() bool { return f.hold.asked && !f.hold.still && f.hol
 // stop pauses the sandbox and reports whether it stands still.
 func (f *forked) stop(ctx workflow.Context) bool {
 	f.hold.since = workflow.Now(ctx)
-	_, err := attempt(ctx, pausing, PauseSandbox, HoldSandboxInput{Ref: f.ref, Deadline: f.deadline.Add(maxHold + grace)})
+	_, err := attempt(ctx, pausing, PauseSandbox, HoldSandboxInput{Ref: f.ref, Deadline: f.deadline.Add(maxHold + Grace)})
 	if err != nil {
 		f.hold.refused = err
 		return false
@@ -117,7 +117,7 @@ func (f *forked) standStill(ctx workflow.Context) bool {
 		return false
 	}
 	lost := func() time.Duration { return workflow.Now(ctx).Sub(f.hold.since) }
-	_, err = attempt(ctx, resuming, ResumeSandbox, HoldSandboxInput{Ref: f.ref, Deadline: f.deadline.Add(lost() + grace)})
+	_, err = attempt(ctx, resuming, ResumeSandbox, HoldSandboxInput{Ref: f.ref, Deadline: f.deadline.Add(lost() + Grace)})
 	if err != nil {
 		f.fail(err)
 		return false

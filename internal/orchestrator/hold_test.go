@@ -114,10 +114,10 @@ func TestAPausedForkGetsItsTimeBack(t *testing.T) {
 	if len(h.held) != 2 || h.held[0].Ref.ID != "sb-1" {
 		t.Fatalf("%+v", h.held)
 	}
-	if left := h.held[0].Deadline.Sub(h.calls[0].Deadline); left != maxHold+grace {
+	if left := h.held[0].Deadline.Sub(h.calls[0].Deadline); left != maxHold+Grace {
 		t.Errorf("the paused sandbox outlives its fork's deadline by %s", left)
 	}
-	if left := h.held[1].Deadline.Sub(h.calls[1].Deadline); left < grace-time.Minute || left > grace {
+	if left := h.held[1].Deadline.Sub(h.calls[1].Deadline); left < Grace-time.Minute || left > Grace {
 		t.Errorf("the resumed sandbox outlives its fork's deadline by %s", left)
 	}
 }

@@ -43,11 +43,17 @@ var (
 	resuming   = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 2 * time.Hour}
 	collecting = policy{retries: retries{3, 2 * time.Second}, limit: 10 * time.Minute, total: 2 * time.Hour}
 	cleaning   = policy{retries: retries{3, 2 * time.Second}, limit: 2 * time.Minute, total: 2 * time.Hour}
+	budgeting  = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 15 * time.Minute}
 	recording  = policy{retries: retries{1, 0}, limit: 10 * time.Second, total: time.Minute, local: true}
 	finding    = policy{retries: retries{3, 2 * time.Second}, limit: 5 * time.Minute, total: time.Hour}
 
 	agentAttempts = retries{2, 10 * time.Second}
 )
+
+// heldSlack is how long an agent is followed past its deadline while the run
+// waits for more money. It bounds how often an activity is begun anew, and not
+// how long the run may wait.
+const heldSlack = time.Hour
 
 // following is how an agent is followed: one attempt here, because another one
 // of the agent is a decision of the fork, and as many workers as it takes.

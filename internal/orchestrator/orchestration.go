@@ -8,6 +8,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.temporal.io/sdk/worker"
@@ -42,10 +43,11 @@ func Orchestration(ctx workflow.Context, plan fork.Plan) (fork.Progress, error) 
 		return fork.Progress{}, err
 	}
 
-	base, err := r.prepare()
+	var err error
+	r.base, err = r.prepare()
 	r.prepared = true
 	if err == nil {
-		r.forkAll(base)
+		r.forkAll(r.base)
 	} else {
 		r.endUnstarted(statusOf(err), err)
 	}
@@ -72,7 +74,11 @@ type run struct {
 	work   workflow.Context // what the forks run under; cancelled by stop
 	stop   workflow.CancelFunc
 
-	results   []fork.Result // by number - 1
+	results   []fork.Result  // by number - 1
+	held      []string       // by number - 1: why the fork waits for more money; empty: it does not
+	added     []fork.USD     // by number - 1: what was added to the fork's own budget
+	purse     workflow.Mutex // one change of a budget at a time
+	base      Base
 	prepared  bool
 	active    int
 	paused    bool
@@ -89,6 +95,9 @@ func newRun(ctx workflow.Context, plan fork.Plan) *run {
 		plan:    plan,
 		window:  min(max(plan.MaxConcurrent, 1), maxWindow),
 		results: make([]fork.Result, plan.Forks),
+		held:    make([]string, plan.Forks),
+		added:   make([]fork.USD, plan.Forks),
+		purse:   workflow.NewMutex(ctx),
 		started: workflow.Now(ctx),
 	}
 	for i := range r.results {
@@ -134,6 +143,19 @@ func (r *run) listen(ctx workflow.Context) error {
 			return err
 		}
 	}
+	workflow.GoNamed(ctx, ForkHeld, func(ctx workflow.Context) {
+		var hold fork.Hold
+		for workflow.GetSignalChannel(ctx, ForkHeld).Receive(ctx, &hold) {
+			if i := hold.ForkNum - 1; i >= 0 && i < len(r.held) && !r.results[i].Status.Ended() {
+				r.held[i] = fork.Cut(hold.Why, errorText)
+			}
+			hold = fork.Hold{}
+		}
+	})
+	err := workflow.SetUpdateHandlerWithOptions(ctx, AddBudget, r.addBudget, workflow.UpdateHandlerOptions{Validator: r.mayAdd})
+	if err != nil {
+		return err
+	}
 	if err := workflow.SetQueryHandler(ctx, GetProgress, func() (fork.Progress, error) { return r.progress(ctx), nil }); err != nil {
 		return err
 	}
@@ -145,6 +167,56 @@ func (r *run) cancel() {
 		r.cancelled = true
 		r.stop()
 	}
+}
+
+// mayAdd refuses money that could do nothing.
+func (r *run) mayAdd(in AddBudgetInput) error {
+	const op = "add budget"
+	switch {
+	case r.done:
+		return failure(fault.New(op, fault.Conflict, "run %s has ended", r.id))
+	case in.Add <= 0 || in.Num < 0 || in.Num > len(r.results):
+		return failure(fault.New(op, fault.Invalid, "%s for fork %d", in.Add, in.Num))
+	case in.Num == 0 && r.plan.Budget == 0:
+		return failure(fault.New(op, fault.Invalid, "run %s has no budget: it may spend what it likes, within that of the day", r.id))
+	case in.Num > 0 && r.plan.BudgetPerFork == 0:
+		return failure(fault.New(op, fault.Invalid, "the forks of run %s have no budgets of their own", r.id).
+			Hinted("Add to the run's: leave the number of the fork out."))
+	}
+	return nil
+}
+
+// addBudget raises a budget, here for the forks to come and in the ledger for
+// those that run.
+func (r *run) addBudget(ctx workflow.Context, in AddBudgetInput) (fork.Progress, error) {
+	// Not even a cancelled run leaves its caller without an answer.
+	ctx, _ = workflow.NewDisconnectedContext(ctx)
+	if err := r.purse.Lock(ctx); err != nil {
+		return fork.Progress{}, err
+	}
+	defer r.purse.Unlock()
+	if err := workflow.Await(ctx, func() bool { return r.prepared }); err != nil {
+		return fork.Progress{}, err
+	}
+	if err := r.mayAdd(in); err != nil { // it may have ended meanwhile
+		return fork.Progress{}, err
+	}
+	// The sum is said, and not what to add to it: an activity can be done twice.
+	set := SetBudgetInput{Run: r.id, Num: in.Num, Budget: r.plan.Budget + in.Add}
+	if in.Num > 0 {
+		set.Budget = r.plan.BudgetPerFork + r.added[in.Num-1] + in.Add
+	}
+	if r.err == nil {
+		if _, err := attempt(workflow.WithTaskQueue(ctx, r.base.Queue), budgeting, SetBudget, set); err != nil {
+			return fork.Progress{}, failure(err)
+		}
+	}
+	if in.Num > 0 {
+		r.added[in.Num-1] += in.Add
+	} else {
+		r.plan.Budget = set.Budget
+	}
+	return r.progress(ctx), nil
 }
 
 // prepare makes what all forks start from.
@@ -162,7 +234,7 @@ func (r *run) forkAll(base Base) {
 	// cannot be cancelled.
 	loop, _ := workflow.NewDisconnectedContext(r.work)
 	for i := range r.results {
-		_ = workflow.Await(loop, func() bool { return r.closed() != "" || !r.paused && r.active < r.window })
+		_ = workflow.Await(loop, func() bool { return r.closed() != "" || !r.paused && !r.waits() && r.active < r.window })
 		if why := r.closed(); why != "" {
 			r.endUnstarted(why, nil)
 			break
@@ -171,6 +243,7 @@ func (r *run) forkAll(base Base) {
 		r.results[i].Status = fork.Running
 		workflow.GoNamed(r.work, fmt.Sprint("fork ", i+1), func(ctx workflow.Context) {
 			r.results[i] = r.fork(ctx, i+1, base)
+			r.held[i] = ""
 			r.active--
 		})
 	}
@@ -182,19 +255,38 @@ func (r *run) closed() fork.Status {
 	if r.cancelled {
 		return fork.Cancelled
 	}
-	if r.plan.Budget > 0 {
-		var spent fork.USD
-		for _, res := range r.results {
-			spent += res.Cost
-			if res.Status == fork.BudgetExceeded {
-				return fork.BudgetExceeded
-			}
-		}
-		if spent >= r.plan.Budget {
+	if r.plan.OnBudget == fork.OnBudgetPause {
+		return "" // there may be more money
+	}
+	var spent fork.USD
+	for _, res := range r.results {
+		spent += res.Cost
+		if r.overBudget(res) {
 			return fork.BudgetExceeded
 		}
 	}
+	if r.plan.Budget > 0 && spent >= r.plan.Budget {
+		return fork.BudgetExceeded
+	}
 	return ""
+}
+
+// overBudget reports whether a fork ended for a budget that it shares with
+// those that have not begun.
+func (r *run) overBudget(res fork.Result) bool {
+	switch {
+	case res.Status != fork.BudgetExceeded:
+		return false
+	case res.Short == "": // not known: an agent's own limit, or a result of an older version
+		return r.plan.Budget > 0
+	}
+	return res.Short != fork.BudgetOfFork
+}
+
+// waits reports whether a fork waits for more money. Another one would do the
+// same.
+func (r *run) waits() bool {
+	return slices.ContainsFunc(r.held, func(why string) bool { return why != "" })
 }
 
 // endUnstarted gives every fork that has not begun its result.
@@ -211,6 +303,9 @@ func (r *run) endUnstarted(status fork.Status, err error) {
 			res.Error, res.Hint = fork.Cut(err.Error(), errorText), fault.HintOf(err)
 		case status == fork.BudgetExceeded:
 			res.Error = fmt.Sprintf("the run's budget of %s is used up; this fork was not started", r.plan.Budget)
+			if i := slices.IndexFunc(r.results, func(res fork.Result) bool { return res.Short == fork.BudgetOfDay }); i >= 0 {
+				res.Error, res.Short = "the budget of the day is used up; this fork was not started", fork.BudgetOfDay
+			}
 		default:
 			res.Error = "the run was cancelled before this fork started"
 		}
@@ -222,8 +317,11 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 	p := r.plan
 	spec := fork.Spec{
 		Run: r.id, Num: num, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
-		Timeout: p.Timeout, RunBudget: p.Budget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
+		Timeout: p.Timeout, RunBudget: p.Budget, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
 		AgentPath: p.AgentPath, Egress: p.Egress, Mounts: p.Mounts, Limits: p.Limits,
+	}
+	if p.BudgetPerFork > 0 {
+		spec.ForkBudget = p.BudgetPerFork + r.added[num-1]
 	}
 	ctx = workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:            fork.WorkflowID(r.id, num),
@@ -256,6 +354,9 @@ func (r *run) progress(ctx workflow.Context) fork.Progress {
 		p.Cost += res.Cost
 		if res.Status == fork.Running {
 			p.Active = append(p.Active, res.ForkNum)
+		}
+		if r.held[i] != "" {
+			p.Held = append(p.Held, fork.Hold{ForkNum: i + 1, Why: r.held[i]})
 		}
 	}
 	p.Pending, p.Running, p.Success = count[fork.Pending], count[fork.Running], count[fork.Success]

@@ -33,6 +33,7 @@ type deeds struct {
 	prepare func() error
 	pause   func(HoldSandboxInput) error
 	resume  func(HoldSandboxInput) error
+	budget  func(SetBudgetInput) error
 	now     int // sandboxes that exist
 	most    int // that existed at once
 }
@@ -115,6 +116,13 @@ func (d *deeds) serve(w Registrar) {
 			d.now--
 		}
 		return CleanupSandboxOutput{Usage: fork.Usage{Cost: fork.Dollar / 10}}, nil
+	})
+	SetBudget.Serve(w, func(_ context.Context, in SetBudgetInput) (None, error) {
+		d.count("budget")
+		if d.budget != nil {
+			return None{}, d.budget(in)
+		}
+		return None{}, nil
 	})
 	RecordMetrics.Serve(w, func(_ context.Context, in RecordMetricsInput) (None, error) {
 		d.count("metrics")
@@ -518,10 +526,18 @@ func TestCleanupRemovesWhatItFinds(t *testing.T) {
 
 // updates receives the answer to an update.
 type updates struct {
-	t    *testing.T
-	done func(any, error)
+	t       *testing.T
+	done    func(any, error)
+	refused func(error) // nil: it must not be
 }
 
 func (u *updates) Accept()                 {}
-func (u *updates) Reject(err error)        { u.t.Error(err) }
 func (u *updates) Complete(v any, e error) { u.done(v, e) }
+
+func (u *updates) Reject(err error) {
+	if u.refused == nil {
+		u.t.Error(err)
+		return
+	}
+	u.refused(err)
+}

@@ -30,7 +30,7 @@ func TestLedgerIsTheSameAfterItWasClosed(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		want := []Spent{usage(t, l, "r", 0), usage(t, l, "r", 1), usage(t, l, "r", 2)}
-		if diff := cmp.Diff(Spent{Usage: fork.Usage{Cost: 200, InputTokens: 1, OutputTokens: 5, CacheReadTokens: 4, CacheWriteTokens: 5}, Calls: 1, Refused: 1}, want[0]); diff != "" {
+		if diff := cmp.Diff(Spent{Usage: fork.Usage{Cost: 200, InputTokens: 1, OutputTokens: 5, CacheReadTokens: 4, CacheWriteTokens: 5}, Calls: 1, Refused: 1, Short: "fork"}, want[0]); diff != "" {
 			t.Error(diff)
 		}
 		for range 2 {
@@ -59,7 +59,7 @@ func TestLedgerIsTheSameAfterItWasClosed(t *testing.T) {
 		// The budgets are the old ones: a later grant does not change them.
 		grant(t, l, Account{Run: "r", Fork: 1, RunBudget: 1_000_000, ForkBudget: 1_000_000})
 		var short Shortage
-		if _, err := l.Reserve(t.Context(), request("r", 1, ask(301))); !errors.As(err, &short) || short != (Shortage{"fork r/1", 500, 300, 301}) {
+		if _, err := l.Reserve(t.Context(), request("r", 1, ask(301))); !errors.As(err, &short) || short != (Shortage{"fork", "fork r/1", 500, 300, 301}) {
 			t.Errorf("%v", err)
 		}
 		if err := l.Check(t.Context()); err != nil {

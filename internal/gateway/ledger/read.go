@@ -27,9 +27,9 @@ func (l *Ledger) Usage(ctx context.Context, run string, num int) (Spent, error) 
 func (s *store) usage(ctx context.Context, run string, num int) (u Spent, err error) {
 	err = s.read.QueryRowContext(ctx, `SELECT CAST(COALESCE(SUM(spent), 0) AS bigint), CAST(COALESCE(SUM(calls), 0) AS bigint),
 		CAST(COALESCE(SUM(input), 0) AS bigint), CAST(COALESCE(SUM(output), 0) AS bigint), CAST(COALESCE(SUM(cache_read), 0) AS bigint),
-		CAST(COALESCE(SUM(cache_write), 0) AS bigint), CAST(COALESCE(SUM(refused), 0) AS bigint), COALESCE(MAX(held), '')
+		CAST(COALESCE(SUM(cache_write), 0) AS bigint), CAST(COALESCE(SUM(refused), 0) AS bigint), COALESCE(MAX(held), ''), COALESCE(MAX(short), '')
 		FROM forks WHERE run = $1 AND (fork = $2 OR $2 = 0)`, run, num).
-		Scan(&u.Cost, &u.Calls, &u.InputTokens, &u.OutputTokens, &u.CacheReadTokens, &u.CacheWriteTokens, &u.Refused, &u.Held)
+		Scan(&u.Cost, &u.Calls, &u.InputTokens, &u.OutputTokens, &u.CacheReadTokens, &u.CacheWriteTokens, &u.Refused, &u.Held, &u.Short)
 	return u, err
 }
 

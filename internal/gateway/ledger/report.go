@@ -47,8 +47,8 @@ type Line struct {
 	InFlight int64    `json:"in_flight,omitempty"` // calls under way
 	Reserved fork.USD `json:"reserved_usd,omitempty"`
 
-	First time.Time `json:"first"` // when the first of these calls began
-	Last  time.Time `json:"last"`  // when the last one did
+	First time.Time `json:"first,omitzero"` // when the first of these calls began
+	Last  time.Time `json:"last,omitzero"`  // when the last one did
 }
 
 // Add returns the sum of two lines, under the key of the first.

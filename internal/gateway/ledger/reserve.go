@@ -75,6 +75,7 @@ type Call struct {
 
 // A Shortage is the error of a call that no budget covers.
 type Shortage struct {
+	Of     string   // one of fork.Budgets
 	Whose  string   // "run sandbox-orch-1", "fork sandbox-orch-1/2" or "2026-11-23 (UTC)"
 	Budget fork.USD // all of it
 	Left   fork.USD // of it, when the calls under way cost nothing; not negative
@@ -253,6 +254,7 @@ func (l *Ledger) decide(s *sheet, w *waiter) {
 		}
 	case w.verdict == never:
 		s.forks[key].refused++
+		s.forks[key].short = w.short.Of
 		s.changedForks[key] = true
 	}
 }
@@ -276,7 +278,7 @@ func (w *waiter) fit(budgets ...*balance) (out int64) {
 		}
 		if left < settled {
 			settled = left
-			w.short = Shortage{Whose: w.whose(i), Budget: b.budget, Left: max(left, 0), Need: a.Cost(a.Least)}
+			w.short = Shortage{Of: fork.Budgets[i], Whose: w.whose(i), Budget: b.budget, Left: max(left, 0), Need: a.Cost(a.Least)}
 		}
 	}
 	w.verdict = later

@@ -66,7 +66,7 @@ func (l *Ledger) crash() {
 			l.signal()
 		}
 	}
-	l.release() //nolint:errcheck // a crash does not look back
+	l.release()
 }
 
 var token = HashOf("token")

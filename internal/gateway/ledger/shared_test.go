@@ -199,7 +199,7 @@ func TestDatabaseServerCrashes(t *testing.T) {
 	if _, _, err := l.Holder(t.Context(), token); fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("%v", err)
 	}
-	if err := server.Start(); err != nil {
+	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the ledger can be written again", func() bool {

@@ -37,6 +37,7 @@ type (
 		token   string // see Hash.text
 		granted int64
 		held    string
+		short   string
 	}
 )
 
@@ -209,16 +210,14 @@ func (p *pen) load(ctx context.Context, wants []want, known *cache) (*sheet, err
 }
 
 var (
-	makeDay  = statement{"INSERT INTO days (day)", "ON CONFLICT (day) DO NOTHING", []string{text}}
-	makeRun  = statement{"INSERT INTO runs (run, repo, budget, pause, created)", "ON CONFLICT (run) DO NOTHING", []string{text, text, number, number, number}}
-	makeFork = statement{"INSERT INTO forks (run, fork, budget)", "ON CONFLICT (run, fork) DO NOTHING", []string{text, number, number}}
-)
+	makeDay  = insert("days (day)", "ON CONFLICT (day) DO NOTHING", text)
+	makeRun  = insert("runs (run, repo, budget, pause, created)", "ON CONFLICT (run) DO NOTHING", text, text, number, number, number)
+	makeFork = insert("forks (run, fork, budget)", "ON CONFLICT (run, fork) DO NOTHING", text, number, number)
 
-var (
-	findDay  = statement{"SELECT day, budget, spent, reserved FROM days WHERE day IN (", ") ORDER BY day", []string{text}}
-	findRun  = statement{"SELECT run, repo, budget, pause, spent, reserved, created FROM runs WHERE run IN (", ") ORDER BY run", []string{text}}
-	findFork = statement{"SELECT " + forkColumns + " FROM forks WHERE (run, fork) IN (", ") ORDER BY run, fork", []string{text, number}}
-	findCall = statement{"SELECT id, state, reserved, cost FROM calls WHERE id IN (", ") ORDER BY id", []string{number}}
+	findDay  = find("SELECT day, budget, spent, reserved FROM days", []string{"day"}, text)
+	findRun  = find("SELECT run, repo, budget, pause, spent, reserved, created FROM runs", []string{"run"}, text)
+	findFork = find("SELECT "+forkColumns+" FROM forks", []string{"run", "fork"}, text, number)
+	findCall = find("SELECT id, state, reserved, cost FROM calls", []string{"id"}, number)
 )
 
 func (p *pen) loadDays(ctx context.Context, s *sheet, days map[string]bool) error {
@@ -276,12 +275,12 @@ func (p *pen) loadForks(ctx context.Context, s *sheet, forks map[forkKey]want) e
 	})
 }
 
-const forkColumns = "run, fork, budget, spent, reserved, calls, input, output, cache_read, cache_write, refused, token_sha256, granted, held"
+const forkColumns = "run, fork, budget, spent, reserved, calls, input, output, cache_read, cache_write, refused, token_sha256, granted, held, short"
 
 func scanFork(r *sql.Rows) (*forkRow, error) {
 	row := new(forkRow)
 	err := r.Scan(&row.run, &row.num, &row.budget, &row.spent, &row.reserved, &row.calls, &row.input, &row.output,
-		&row.cacheRead, &row.cacheWrite, &row.refused, &row.token, &row.granted, &row.held)
+		&row.cacheRead, &row.cacheWrite, &row.refused, &row.token, &row.granted, &row.held, &row.short)
 	return row, err
 }
 
@@ -306,21 +305,16 @@ func bit(b bool) int64 {
 }
 
 var (
-	saveDay = statement{"UPDATE days AS d SET budget = v.column2, spent = v.column3, reserved = v.column4 FROM (",
-		") AS v WHERE d.day = v.column1", []string{text, number, number, number}}
-	saveRun = statement{"UPDATE runs AS r SET repo = v.column2, budget = v.column3, pause = v.column4, spent = v.column5, reserved = v.column6 FROM (",
-		") AS v WHERE r.run = v.column1", []string{text, text, number, number, number, number}}
-	saveFork = statement{`UPDATE forks AS f SET budget = v.column3, spent = v.column4, reserved = v.column5, calls = v.column6,
-		input = v.column7, output = v.column8, cache_read = v.column9, cache_write = v.column10, refused = v.column11,
-		token_sha256 = v.column12, granted = v.column13, held = v.column14 FROM (`,
-		") AS v WHERE f.run = v.column1 AND f.fork = v.column2",
-		[]string{text, number, number, number, number, number, number, number, number, number, number, text, number, text}}
-	openCall = statement{"INSERT INTO calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started)", "",
-		[]string{number, number, text, number, text, text, text, text, number, number, text, number}}
-	closeCall = statement{`UPDATE calls AS c SET model = v.column2, input = v.column3, cache_write_5m = v.column4, cache_write_1h = v.column5,
-		cache_read = v.column6, output = v.column7, web_searches = v.column8, cost = v.column9, state = v.column10, status = v.column11,
-		request_id = v.column12, note = v.column13, ended = v.column14 FROM (`, ") AS v WHERE c.id = v.column1",
-		[]string{number, text, number, number, number, number, number, number, number, text, number, text, text, number}}
+	saveDay  = update("days", []string{"day"}, []string{"budget", "spent", "reserved"}, text, number, number, number)
+	saveRun  = update("runs", []string{"run"}, []string{"repo", "budget", "pause", "spent", "reserved"}, text, text, number, number, number, number)
+	saveFork = update("forks", []string{"run", "fork"}, []string{
+		"budget", "spent", "reserved", "calls", "input", "output", "cache_read", "cache_write", "refused", "token_sha256", "granted", "held", "short",
+	}, text, number, number, number, number, number, number, number, number, number, number, text, number, text, text)
+	openCall = insert("calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started)", "",
+		number, number, text, number, text, text, text, text, number, number, text, number)
+	closeCall = update("calls", []string{"id"}, []string{
+		"model", "input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "web_searches", "cost", "state", "status", "request_id", "note", "ended",
+	}, number, text, number, number, number, number, number, number, number, text, number, text, text, number)
 )
 
 // save writes what the sheet has changed.
@@ -337,7 +331,7 @@ func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
 	for _, key := range slices.SortedFunc(maps.Keys(s.changedForks), forkKey.compare) {
 		r := s.forks[key]
 		forks = append(forks, []any{r.run, int64(r.num), int64(r.budget), int64(r.spent), int64(r.reserved), r.calls, r.input, r.output,
-			r.cacheRead, r.cacheWrite, r.refused, r.token, r.granted, r.held})
+			r.cacheRead, r.cacheWrite, r.refused, r.token, r.granted, r.held, r.short})
 	}
 	for _, c := range s.opened {
 		opened = append(opened, []any{c.id, owner, c.fork.run, int64(c.fork.num), c.day, c.request.Model, c.request.Path, c.request.Prices,

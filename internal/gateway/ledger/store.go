@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"embed"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strconv"
 	"strings"
@@ -97,33 +98,77 @@ func newer(op string, has, known int64) error {
 		Hinted("Use the newer program that wrote it, or another ledger: SANDBOX_TEMPORAL_HOME, SANDBOX_TEMPORAL_LEDGER_URL.")
 }
 
-// A Go type of a column, as it is written in SQL. Both databases know the
-// words.
+// The types of columns, in words that both databases know.
 const (
 	text   = "text"
 	number = "bigint"
 )
 
-// values writes a table of one row as SQL, with a parameter for each column.
-func values(columns []string) string {
-	var b strings.Builder
-	for i, c := range columns {
-		b.WriteString([]string{"VALUES (", ", "}[min(i, 1)] + "CAST($" + strconv.Itoa(i+1) + " AS " + c + ")")
-	}
-	return b.String() + ")"
+// A statement is said in two ways: for one row, with a parameter for each of its
+// values, and for any number of rows, with a parameter for each column that is a
+// list of its values.
+type statement struct {
+	one, many string
+	columns   []string // their types: text or number
+	locks     bool     // it reads what will be changed
 }
 
-// unnest writes a table of any number of rows as PostgreSQL does, with a
-// parameter for each column that is a list. Columns have the names that VALUES
-// gives them.
-func unnest(columns []string) string {
-	var lists, names strings.Builder
-	for i, c := range columns {
-		sep := []string{"", ", "}[min(i, 1)]
-		lists.WriteString(sep + "CAST($" + strconv.Itoa(i+1) + " AS " + c + "[])")
-		names.WriteString(sep + "column" + strconv.Itoa(i+1))
+// insert adds rows; into names the table and its columns.
+func insert(into, tail string, columns ...string) statement {
+	return statement{
+		one:     "INSERT INTO " + into + " VALUES (" + params(len(columns)) + ") " + tail,
+		many:    "INSERT INTO " + into + " " + unnest(columns) + " " + tail,
+		columns: columns,
 	}
-	return "SELECT * FROM unnest(" + lists.String() + ") AS u (" + names.String() + ")"
+}
+
+// find reads the rows that have one of the keys.
+func find(query string, key []string, columns ...string) statement {
+	names := "(" + strings.Join(key, ", ") + ")"
+	return statement{
+		one:     query + " WHERE " + names + " = (" + params(len(key)) + ")",
+		many:    query + " WHERE " + names + " IN (" + unnest(columns) + ") ORDER BY " + strings.Join(key, ", "),
+		columns: columns, locks: true,
+	}
+}
+
+// update changes the rows that have one of the keys. The columns are those of
+// the key and then the others.
+func update(table string, key, others []string, columns ...string) statement {
+	var where, on, one, many []string
+	for i, name := range key {
+		where = append(where, fmt.Sprintf("%s = $%d", name, i+1))
+		on = append(on, fmt.Sprintf("t.%s = v.column%d", name, i+1))
+	}
+	for i, name := range others {
+		n := len(key) + i + 1
+		one = append(one, fmt.Sprintf("%s = $%d", name, n))
+		many = append(many, fmt.Sprintf("%s = v.column%d", name, n))
+	}
+	return statement{
+		one:     "UPDATE " + table + " SET " + strings.Join(one, ", ") + " WHERE " + strings.Join(where, " AND "),
+		many:    "UPDATE " + table + " AS t SET " + strings.Join(many, ", ") + " FROM (" + unnest(columns) + ") AS v WHERE " + strings.Join(on, " AND "),
+		columns: columns,
+	}
+}
+
+// params are n parameters.
+func params(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, "$"+strconv.Itoa(i+1))
+	}
+	return strings.Join(list, ", ")
+}
+
+// unnest makes a table of lists, as PostgreSQL does.
+func unnest(columns []string) string {
+	var lists, names []string
+	for i, c := range columns {
+		lists = append(lists, fmt.Sprintf("CAST($%d AS %s[])", i+1, c))
+		names = append(names, fmt.Sprintf("column%d", i+1))
+	}
+	return "SELECT * FROM unnest(" + strings.Join(lists, ", ") + ") AS u (" + strings.Join(names, ", ") + ")"
 }
 
 // lists turns rows into columns, for unnest.
@@ -145,12 +190,6 @@ func lists(columns []string, all [][]any) []any {
 		args[i] = list
 	}
 	return args
-}
-
-// A statement carries rows: head, a table of them, tail.
-type statement struct {
-	head, tail string
-	columns    []string // the types of the table's, text or number
 }
 
 // A pen is the writer's connection, with everything that was prepared on it. It
@@ -223,9 +262,6 @@ func (p *pen) put(ctx context.Context, st statement, all [][]any) error {
 
 // get reads what st finds by keys, and locks it where that has a meaning.
 func (p *pen) get(ctx context.Context, st statement, keys [][]any, scan func(*sql.Rows) error) error {
-	if !p.store.alone && !p.reading {
-		st.tail += " FOR UPDATE"
-	}
 	return p.each(ctx, st, keys, func(ready *sql.Stmt, args []any) error {
 		found, err := ready.QueryContext(ctx, args...)
 		if err != nil {
@@ -247,11 +283,14 @@ func (p *pen) each(ctx context.Context, st statement, all [][]any, do func(*sql.
 	if len(all) == 0 {
 		return nil
 	}
-	table := values
+	query := st.one
 	if p.store.bulk {
-		table = unnest
+		query = st.many
 	}
-	ready, err := p.prepare(ctx, st.head+" "+table(st.columns)+" "+st.tail)
+	if st.locks && !p.store.alone && !p.reading {
+		query += " FOR UPDATE"
+	}
+	ready, err := p.prepare(ctx, query)
 	if err != nil {
 		return err
 	}

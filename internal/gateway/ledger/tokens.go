@@ -21,6 +21,7 @@ type Spent struct {
 	fork.Usage
 	Calls   int    // that have ended, well or not
 	Refused int    // that were answered that no budget covers them
+	Short   string // whose budget the latest of these was over: one of fork.Budgets; of a run: of any of its forks
 	Held    string // why a call of the fork, or of one of the run's, waits for a budget; empty: none does
 }
 

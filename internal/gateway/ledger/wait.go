@@ -72,7 +72,7 @@ func (l *Ledger) hold(w *waiter) {
 	}
 	w.held, w.told = true, w.short.Whose
 	select {
-	case <-w.holding: // nobody has read the last one
+	case <-w.holding: //nolint:errcheck // nobody has read the last one
 	default:
 	}
 	w.holding <- w.short

@@ -143,7 +143,7 @@ func TestHeldCallsGoOnWhenThereIsMoney(t *testing.T) {
 		r := request("r", 2, ask(300))
 		r.Patience = time.Millisecond // which does not count while a person is waited for
 		second, third := try(l, r), try(l, request("r", 3, ask(700)))
-		if s := <-second.held; s != (Shortage{"run r", 1000, 200, 300}) {
+		if s := <-second.held; s != (Shortage{"run", "run r", 1000, 200, 300}) {
 			t.Errorf("%v", s)
 		}
 		<-third.held

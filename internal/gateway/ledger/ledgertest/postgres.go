@@ -49,8 +49,15 @@ func binaries() (string, error) {
 	return filepath.Dir(slices.Max(found)), nil
 }
 
-// start makes a cluster of databases and starts its server.
-func start(durable bool) (_ *Server, err error) {
+// Available reports whether there is a PostgreSQL server on this machine.
+func Available() bool {
+	_, err := binaries()
+	return err == nil
+}
+
+// Start makes a cluster of databases and starts its server, for whoever has no
+// test at hand: see New. The caller stops it.
+func Start(durable bool) (_ *Server, err error) {
 	s := &Server{durable: durable}
 	if s.bin, err = binaries(); err != nil {
 		return nil, err
@@ -79,7 +86,7 @@ func start(durable bool) (_ *Server, err error) {
 	if err := s.run("initdb", "-D", filepath.Join(s.dir, "data"), "-U", "ledger", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"); err != nil {
 		return nil, err
 	}
-	return s, s.Start()
+	return s, s.Resume()
 }
 
 func someone() (*syscall.Credential, error) {
@@ -113,8 +120,8 @@ func (s *Server) run(name string, args ...string) error {
 	return nil
 }
 
-// Start starts the server again that was crashed, and returns when it answers.
-func (s *Server) Start() error {
+// Resume starts the server again that was crashed, and returns when it answers.
+func (s *Server) Resume() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	log, err := os.Create(filepath.Join(s.dir, "log"))
@@ -159,7 +166,7 @@ func (s *Server) Crash() {
 		return
 	}
 	_ = s.child.Process.Signal(syscall.SIGQUIT) // it may have ended
-	<-s.ended
+	<-s.ended                                   //nolint:errcheck // it was killed
 	_ = s.log.Close()
 	s.child = nil
 }
@@ -187,7 +194,7 @@ func (s *Server) URL() (string, error) {
 // real ones do.
 func New(t testing.TB, durable bool) *Server {
 	t.Helper()
-	s, err := start(durable)
+	s, err := Start(durable)
 	skipOrFail(t, err)
 	t.Cleanup(func() {
 		if err := s.Stop(); err != nil {
@@ -221,7 +228,7 @@ func Postgres(t testing.TB) (url string) {
 	t.Helper()
 	shared.Lock()
 	if shared.Server == nil && shared.err == nil {
-		shared.Server, shared.err = start(false)
+		shared.Server, shared.err = Start(false)
 	}
 	s, err := shared.Server, shared.err
 	shared.Unlock()

@@ -39,6 +39,7 @@ CREATE TABLE forks (
     cache_read   BIGINT NOT NULL DEFAULT 0,
     cache_write  BIGINT NOT NULL DEFAULT 0,
     refused      BIGINT NOT NULL DEFAULT 0,
+    short        TEXT   NOT NULL DEFAULT '',
     token_sha256 TEXT   NOT NULL DEFAULT '',
     granted      BIGINT NOT NULL DEFAULT 0,
     held         TEXT   NOT NULL DEFAULT '',

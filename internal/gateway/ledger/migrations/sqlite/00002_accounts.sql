@@ -43,6 +43,7 @@ CREATE TABLE forks (
     cache_read   INTEGER NOT NULL DEFAULT 0,
     cache_write  INTEGER NOT NULL DEFAULT 0,
     refused      INTEGER NOT NULL DEFAULT 0,  -- calls answered 402
+    short        TEXT    NOT NULL DEFAULT '', -- whose budget the latest of these was over: fork, run, day
     token_sha256 TEXT    NOT NULL DEFAULT '', -- in hex; empty: no token is good
     granted      INTEGER NOT NULL DEFAULT 0,
     held         TEXT    NOT NULL DEFAULT '', -- why the latest call waits for more money; empty: it does not
