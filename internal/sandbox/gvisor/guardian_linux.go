@@ -222,7 +222,9 @@ func (g *guardian) startRunsc() error {
 	defer answers.Close()
 	args := []string{"run", "--bundle=" + boxAt("")}
 	if g.record.From != "" {
-		args = []string{"restore", "--bundle=" + boxAt(""), "--image-path=" + g.record.From}
+		// The folders named in the configuration are those of this sandbox;
+		// everything else in it is the parent's, as we wrote it.
+		args = []string{"--restore-spec-validation=ignore", "restore", "--bundle=" + boxAt(""), "--image-path=" + g.record.From}
 	}
 	g.runsc = g.runscCommand(append(args, g.record.Instance)...)
 	g.runsc.Stdin, g.runsc.Stdout, g.runsc.Stderr = orders, answers, os.Stderr

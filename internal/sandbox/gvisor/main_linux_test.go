@@ -18,7 +18,14 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
+// workerWord as its first argument makes the test binary a worker that makes a
+// sandbox, says its ref, and waits to be killed.
+const workerWord = "test-worker"
+
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == workerWord {
+		os.Exit(testWorker(os.Args[2]))
+	}
 	os.Exit(runAndLookForLeaks(m))
 }
 

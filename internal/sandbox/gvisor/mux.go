@@ -476,9 +476,18 @@ func splice(a, b duplex) {
 // are told.
 func pass(to, from duplex) {
 	if _, err := io.Copy(to, from); err != nil {
-		_ = to.Close()
-		_ = from.Close()
+		breakOff(to)
+		breakOff(from)
 		return
 	}
 	_ = to.CloseWrite() // an error: the other side is gone already
+}
+
+// breakOff closes a connection so that its other end does not take it for an
+// orderly end: an answer that is cut must not look whole.
+func breakOff(d duplex) {
+	if c, ok := d.(interface{ SetLinger(sec int) error }); ok {
+		_ = c.SetLinger(0) // then a TCP connection is reset; an error: it is closed already
+	}
+	_ = d.Close()
 }

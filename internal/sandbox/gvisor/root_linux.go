@@ -257,7 +257,10 @@ var initCapabilities = []string{
 // it speaks of. A sandbox that is restored has the root of the one it was.
 func writeConfig(box string, r record, argv []string) (setup, error) {
 	set := setup{Base: r.Base != "", Gateway: r.Gateway != ""}
-	mounts := []ociMount{{Destination: "/usr", Type: "bind", Source: "/usr", Options: []string{"ro", "rbind", "nosuid", "nodev"}}}
+	mounts := []ociMount{
+		{Destination: "/usr", Type: "bind", Source: "/usr", Options: []string{"ro", "rbind", "nosuid", "nodev"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", "size=268435456"}},
+	}
 	bind := func(source, target string) error {
 		st, err := os.Stat(source)
 		if err != nil {
