@@ -99,6 +99,9 @@ func setUp(e *testscript.Env, bin string) error {
 	if claude := claudePath(); claude != "" {
 		e.Vars = append(e.Vars, "CLAUDE="+claude)
 	}
+	if runsc := os.Getenv("SANDBOX_TEMPORAL_RUNSC"); runsc != "" {
+		e.Vars = append(e.Vars, "SANDBOX_TEMPORAL_RUNSC="+runsc)
+	}
 	// Whatever happens in the script, its engine and its sandboxes go.
 	e.Defer(func() {
 		down := exec.Command(filepath.Join(bin, "sandbox-temporal"), "down")
@@ -137,6 +140,8 @@ func condition(name string) (bool, error) {
 	switch name {
 	case "claude":
 		return claudePath() != "", nil
+	case "gvisor":
+		return os.Getenv("SANDBOX_TEMPORAL_RUNSC") != "", nil
 	case "root":
 		return os.Getuid() == 0, nil
 	}
