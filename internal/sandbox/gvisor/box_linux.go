@@ -37,8 +37,9 @@ const (
 	socketFile = "control.sock"
 	configFile = "config.json" // for runsc
 	rootFile   = "root.erofs"
-	upperDir   = "upper" // gVisor keeps one file in it
-	stateDir   = "state" // runsc's
+	upperDir   = "upper"  // gVisor keeps one file in it
+	outputDir  = "output" // and in this one: what processes say is not the agent's to bound
+	stateDir   = "state"  // runsc's
 	emptyDir   = "empty"
 	stageFile  = "base.erofs" // a base before it has its name
 )
@@ -306,7 +307,7 @@ func killProcesses(chosen func(args []string) bool) (int, error) {
 
 // sweep deletes what workers and guardians that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	var errs []error
+	errs := []error{p.sweepPrograms()}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

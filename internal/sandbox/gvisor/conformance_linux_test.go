@@ -54,7 +54,7 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 	if err := os.Chown(dir, ordinaryUser, ordinaryUser); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-test.skip=" + t.Name(), "-test.timeout=8m", "-test.v"}
+	args := []string{"-test.skip=" + t.Name() + "|ThePinnedVersion", "-test.timeout=8m", "-test.v"}
 	if testing.Short() {
 		args = append(args, "-test.short")
 	}
@@ -64,7 +64,7 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Env, cmd.Dir = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir), dir
+	cmd.Env, cmd.Dir = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir, "SANDBOX_TEMPORAL_CLAUDE="), dir
 	for variable, from := range map[string]string{runscVariable: runsc, "SANDBOX_TEMPORAL_BIN": program} {
 		to := filepath.Join(dir, filepath.Base(from))
 		b, err := os.ReadFile(from)
@@ -87,7 +87,7 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 			}
 		}
 	}
-	if n := strings.Count(out.String(), "\n--- PASS"); n < 2 {
+	if n := strings.Count(out.String(), "\n--- PASS"); n < 20 {
 		t.Errorf("only %d tests passed as an ordinary user", n)
 	}
 }

@@ -191,18 +191,21 @@ func TestALiveForkHasTheBaseOfItsSandbox(t *testing.T) {
 	}
 }
 
-func number(t *testing.T, sb *attached) int {
+// number is what the counter has written last, or 0 when it has not begun.
+func number(t *testing.T, sb *attached) (n int) {
 	t.Helper()
-	f, err := sb.Download(t.Context(), sandbox.Workspace+"/at")
-	if fault.KindOf(err) == fault.NotFound {
-		return 0
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var n int
-	_, _ = fmt.Fscan(f, &n) // just being written: nothing yet
+	eventually(t, "the number is whole", func() bool {
+		f, err := sb.Download(t.Context(), sandbox.Workspace+"/at")
+		if fault.KindOf(err) == fault.NotFound {
+			return true
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		_, err = fmt.Fscan(f, &n)
+		return err == nil // just being written
+	})
 	return n
 }
 

@@ -183,7 +183,7 @@ func (g *guardian) open() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("become a subreaper", err)
 	}
-	for _, d := range []string{upperDir, stateDir, emptyDir} {
+	for _, d := range []string{upperDir, outputDir, stateDir, emptyDir} {
 		if err := os.Mkdir(filepath.Join(g.box.path, d), 0o700); err != nil {
 			return fileFault("make folders", err)
 		}

@@ -25,7 +25,7 @@
 // # Files
 //
 //	<Dir>/sandboxes/<key>/  spec.json ref.json control.sock life log
-//	                        root.erofs config.json upper/ state/
+//	                        root.erofs config.json upper/ output/ state/
 //	<Dir>/bases/<key>.erofs
 //	<Dir>/programs/         the program that init is, one file for each version
 //	<Dir>/trash/<instance>/ what is being removed

@@ -29,7 +29,7 @@ const (
 	insideUpper  = insideDir + "/upper"  // a file system in memory and one file of the host
 	insideBase   = insideDir + "/base"   // the image of the base
 	insideMounts = insideDir + "/mounts" // host files that are shown in folders that can be written to
-	insideOutput = insideUpper + "/output"
+	insideOutput = insideDir + "/output" // another one
 )
 
 // A layer is a folder that can be written to and that a base keeps.
@@ -205,7 +205,7 @@ func mountAll(s *setup) error {
 			return err
 		}
 	}
-	return os.Mkdir(insideOutput, 0o700)
+	return nil
 }
 
 // bind shows a host file in a folder that can be written to.

@@ -21,7 +21,7 @@ func TestTheHostCannotBeReached(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer host.Close()
-	name := filepath.Base(filepath.Dir(p.dir))
+	name := newInstance()
 	abstract, err := net.Listen("unix", "@sandbox-test-"+name)
 	if err != nil {
 		t.Fatal(err)
@@ -96,5 +96,22 @@ func TestTheHostCannotBeReached(t *testing.T) {
 	}
 	if out := script(t, sb, "control", "id -un && ls -d /proc/self && touch $HOME/x /tmp/x /dev/shm/x x && getent hosts localhost && git --version && head -c 1 /dev/zero | wc -c"); !strings.HasPrefix(out, "agent\n") {
 		t.Errorf("nothing works: %s", out)
+	}
+}
+
+func TestADiskLimitIsTheAgentsAndNotItsLogs(t *testing.T) {
+	p := newProvider(t)
+	s := testSpec("disk")
+	s.Limits.DiskBytes = 20 << 20
+	_, sb := newSandbox(t, p, s)
+	out := script(t, sb, "fill", "dd if=/dev/zero of=big bs=1M count=50 || true; ! echo more > $HOME/more || true; seq 300000 | tail -n 1; head -c 3000000 /dev/zero | tr '\\0' x | wc -c")
+	if !strings.Contains(out, "No space left on device") || !strings.HasSuffix(out, "300000\n3000000") {
+		t.Errorf("%.300s", out)
+	}
+	if out := script(t, sb, "say", "seq 100000"); !strings.HasSuffix(out, "\n100000") {
+		t.Error("what a process says on a full disk is lost")
+	}
+	if out := script(t, sb, "again", "rm big && echo fits > small && cat small"); out != "fits" {
+		t.Error(out)
 	}
 }

@@ -43,7 +43,7 @@ var folders = map[string]uint32{
 	"/opt": 0o755, "/opt/sandbox": 0o755, sandbox.ProgramDir: 0o755,
 	"/proc": 0o555, "/sys": 0o555, "/dev": 0o755, "/usr": 0o755, "/var": 0o755, "/var/lib": 0o755, "/var/cache": 0o755, "/var/log": 0o755,
 	"/mnt": 0o755, "/srv": 0o755,
-	insideDir: 0o700, insideUpper: 0o700, insideBase: 0o700, insideMounts: 0o700,
+	insideDir: 0o700, insideUpper: 0o700, insideOutput: 0o700, insideBase: 0o700, insideMounts: 0o700,
 }
 
 var links = map[string]string{
@@ -289,8 +289,20 @@ func writeConfig(box string, r record, argv []string) (setup, error) {
 			return set, err
 		}
 	}
-	upper, image := filepath.Join(box, upperDir), filepath.Join(box, rootFile)
-	mounts = append(mounts, ociMount{Destination: insideUpper, Type: "bind", Source: upper, Options: []string{"rw", "rbind"}})
+	image := filepath.Join(box, rootFile)
+	notes := map[string]string{"dev.gvisor.spec.rootfs.source": image, "dev.gvisor.spec.rootfs.type": "erofs"}
+	for _, dir := range []string{outputDir, upperDir} {
+		source, target, options := filepath.Join(box, dir), path.Join(insideDir, dir), "rw"
+		if dir == upperDir && r.Disk > 0 {
+			options += ",size=" + strconv.FormatInt(r.Disk, 10)
+		}
+		mounts = append(mounts, ociMount{Destination: target, Type: "bind", Source: source, Options: []string{"rw", "rbind"}})
+		// Not the host's folder but a file system of gVisor's own, whose data
+		// is in one file in that folder.
+		for k, v := range map[string]string{"source": source, "type": "tmpfs", "share": "container", "options": options} {
+			notes["dev.gvisor.spec.mount."+dir+"."+k] = v
+		}
+	}
 	if r.Base != "" {
 		mounts = append(mounts, ociMount{Destination: insideBase, Type: "erofs", Source: basePath(r.Dir, r.Base), Options: []string{"ro"}})
 	}
@@ -299,7 +311,6 @@ func writeConfig(box string, r record, argv []string) (setup, error) {
 			return set, err
 		}
 	}
-	const upperHint = "dev.gvisor.spec.mount.upper."
 	spec := ociSpec{
 		Version: "1.2.0", Hostname: "sandbox", Mounts: mounts,
 		Process: ociProcess{
@@ -309,14 +320,9 @@ func writeConfig(box string, r record, argv []string) (setup, error) {
 			// Nothing in a sandbox gains a privilege by being executed.
 			NoNewPrivileges: true,
 		},
-		Root: ociRoot{Path: filepath.Join(box, emptyDir), Readonly: true},
-		Annotations: map[string]string{
-			"dev.gvisor.spec.rootfs.source": image, "dev.gvisor.spec.rootfs.type": "erofs",
-			// Not the host's folder but a file system of gVisor's own, whose
-			// data is in one file in that folder.
-			upperHint + "source": upper, upperHint + "type": "tmpfs", upperHint + "share": "container", upperHint + "options": "rw",
-		},
-		Linux: ociLinux{Namespaces: []map[string]string{{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}}},
+		Root:        ociRoot{Path: filepath.Join(box, emptyDir), Readonly: true},
+		Annotations: notes,
+		Linux:       ociLinux{Namespaces: []map[string]string{{"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}}},
 	}
 	if r.Identity.Root {
 		// Also gVisor's kernel and its file server are nobody on the host.
@@ -346,7 +352,10 @@ func copyProgram(dir, program string) (string, error) {
 	}
 	to := filepath.Join(dir, programsDir, fmt.Sprintf("%x-%x", st.Size(), st.ModTime().UnixNano()))
 	if old, err := os.Stat(to); err == nil && old.Size() == st.Size() {
-		return to, nil
+		// Wanted now: see sweepPrograms.
+		if err := os.Chtimes(to, time.Time{}, time.Now()); err == nil {
+			return to, nil
+		}
 	}
 	out, err := os.CreateTemp(filepath.Join(dir, programsDir), newPrefix)
 	if err != nil {
@@ -358,4 +367,39 @@ func copyProgram(dir, program string) (string, error) {
 		return "", err
 	}
 	return to, os.Rename(out.Name(), to)
+}
+
+// sweepPrograms removes the versions of init that no sandbox has any more.
+// One that was wanted not long ago may be somebody's who is just being made.
+func (p *Provider) sweepPrograms() error {
+	boxes, err := filepath.Glob(filepath.Join(p.dir, sandboxesDir, "*", specFile))
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, name := range boxes {
+		var r record
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = json.Unmarshal(b, &r)
+		}
+		if ignoreGone(err) != nil {
+			return err
+		}
+		used[filepath.Base(r.Program)] = true
+	}
+	entries, err := os.ReadDir(filepath.Join(p.dir, programsDir))
+	if err != nil {
+		return ignoreGone(err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && !used[e.Name()] && time.Since(info.ModTime()) > time.Hour {
+			err = os.Remove(filepath.Join(p.dir, programsDir, e.Name()))
+		}
+		if ignoreGone(err) != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -30,6 +30,7 @@ type record struct {
 	Gateway  string            `json:"gateway,omitempty"` // the path of the socket
 	Dir      string            `json:"dir"`               // the state folder
 	Base     string            `json:"base,omitempty"`
+	Disk     int64             `json:"disk,omitempty"` // how many bytes the agent may write; 0: as many as there are
 	Identity identity          `json:"identity"`
 	Runsc    string            `json:"runsc"`
 	Program  string            `json:"program"`        // what init is
@@ -78,6 +79,9 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 		}
 		sources = append(sources, what)
 	}
+	if s.Limits.DiskBytes < 0 {
+		return bad("a limit of %d bytes of disk", s.Limits.DiskBytes)
+	}
 	dir, err := filepath.Abs(p.dir)
 	if err != nil || p.dir == "" || len(dir) > 3000 {
 		return bad("%q cannot be a state folder", p.dir)
@@ -87,7 +91,7 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	}
 	return record{
 		Version: recordVersion, Key: s.Key, Instance: newInstance(), Created: time.Now().UTC(), Deadline: s.Deadline,
-		Labels: s.Labels, Mounts: mounts, Seen: sources, Gateway: gateway, Dir: dir, Base: s.Base, Identity: currentIdentity(),
+		Labels: s.Labels, Mounts: mounts, Seen: sources, Gateway: gateway, Dir: dir, Base: s.Base, Disk: s.Limits.DiskBytes, Identity: currentIdentity(),
 	}, nil
 }
 
@@ -121,8 +125,9 @@ func seen(st os.FileInfo) string {
 
 // warnLimits says once what nobody enforces.
 func (p *Provider) warnLimits(ctx context.Context, s sandbox.Spec) {
+	s.Limits.DiskBytes = 0 // a file system has a size
 	if s.Limits != (sandbox.Limits{}) {
-		p.log.WarnContext(ctx, "limits are not enforced by gVisor sandboxes yet", "sandbox", s.Key)
+		p.log.WarnContext(ctx, "of the limits, gVisor sandboxes have that of the disk only", "sandbox", s.Key)
 	}
 }
 
