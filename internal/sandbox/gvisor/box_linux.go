@@ -72,6 +72,22 @@ func fileFault(op string, err error) error {
 	return fault.Wrap(op, err)
 }
 
+// contextFault gives an error its operation, and the kind that ctx decides when
+// ctx is what ended it.
+func contextFault(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		kind := fault.Cancelled
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			kind = fault.Unavailable // the caller's patience, not a limit of the user
+		}
+		return fault.New(op, kind, "%w", errors.Join(context.Cause(ctx), err))
+	}
+	return fileFault(op, err)
+}
+
 // lockKey keeps all other workers from changing what belongs to the key.
 // There are 64 locks for all keys, so that the files need no tidying.
 func (p *Provider) lockKey(ctx context.Context, key string, wait bool) (*os.File, error) {
@@ -295,10 +311,10 @@ func killProcesses(chosen func(args []string) bool) (int, error) {
 		if err != nil {
 			continue // it is dead
 		}
-		// The descriptor holds on to whichever process has the number now.
-		if is(name) {
+		// The descriptor holds on to whichever process has the number now. An
+		// error: it is dead, or another user's who gave it such a name.
+		if is(name) && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
 			killed++
-			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // an error: it is dead, or another's
 		}
 		unix.Close(fd)
 	}

@@ -3,7 +3,6 @@ package gvisor
 import (
 	"context"
 	"errors"
-	"os"
 	"runtime"
 	"sync"
 
@@ -78,12 +77,13 @@ func (p *Provider) checkFork(op string, parent record, s sandbox.Spec) (record, 
 
 // checkUnchanged makes sure that what the sandbox was started with is there
 // still. A process that is restored goes on in the middle of its program: in
-// another version of the file it would be lost.
+// another version of the file it would be lost. And what one version of gVisor
+// has saved another cannot read.
 func checkUnchanged(op string, r record) error {
-	for i, m := range r.Mounts {
-		st, err := os.Stat(m.Source)
-		if err != nil || i >= len(r.Seen) || seen(st) != r.Seen[i] {
-			return fault.New(op, fault.Conflict, "%w", errors.Join(errors.New(m.Source+" is not what it was when the sandbox was made"), err)).
+	for i, name := range r.sources() {
+		now, err := seen(name)
+		if err != nil || i >= len(r.Seen) || now != r.Seen[i] {
+			return fault.New(op, fault.Conflict, "%w", errors.Join(errors.New(name+" is not what it was when the sandbox was made"), err)).
 				Hinted("Fork sandboxes that were made after it was updated.")
 		}
 	}

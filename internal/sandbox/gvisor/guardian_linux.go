@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -252,7 +251,7 @@ func (g *guardian) startRunsc() error {
 	}
 	g.link = newMux(fromInit, toInit, false, g.gateway)
 	go func() {
-		if err := g.link.serve(); err != nil && !errors.Is(err, io.EOF) {
+		if err := g.link.serve(); !errors.Is(err, io.EOF) {
 			g.log.Warn("no more from init", "err", err)
 		}
 		// One that does not speak to us any more is of no use.
@@ -661,19 +660,4 @@ func (g *guardian) checkpoint(image string) error {
 	}
 	defer release()
 	return g.callRunsc(op, "checkpoint", "--leave-running", "--image-path="+image)
-}
-
-// alive is an error when the guardian could not be asked in time.
-func contextFault(ctx context.Context, op string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		kind := fault.Cancelled
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			kind = fault.Unavailable // the caller's patience, not a limit of the user
-		}
-		return fault.New(op, kind, "%w", errors.Join(context.Cause(ctx), err))
-	}
-	return fileFault(op, err)
 }

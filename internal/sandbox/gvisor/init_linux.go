@@ -68,7 +68,7 @@ func initMain() int {
 	in.hand.start()
 	in.link = newMux(os.Stdin, os.Stdout, true, in.talk)
 	go in.programs.reap()
-	if err := in.link.serve(); err != nil && !errors.Is(err, io.EOF) {
+	if err := in.link.serve(); !errors.Is(err, io.EOF) {
 		fmt.Fprintln(os.Stderr, "init:", err)
 		return 1
 	}

@@ -56,7 +56,7 @@ const (
 	frameHead  = 9
 	maxData    = 32 << 10
 	window     = 256 << 10
-	maxStreams = 1024 // that the other end may have open at once
+	maxStreams = 256 // that may be open at once for the other end to open one more
 )
 
 var (

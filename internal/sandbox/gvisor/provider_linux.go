@@ -32,6 +32,9 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 		if r.Runsc, err = findRunsc(p.runsc); err != nil {
 			return err
 		}
+		if err := r.look(); err != nil {
+			return err
+		}
 		if r.Base != "" {
 			if err := haveBase(r.Dir, r.Base); err != nil {
 				return err

@@ -2,7 +2,9 @@ package gvisor
 
 import (
 	"context"
+	"debug/buildinfo"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,8 +41,8 @@ func findRunsc(named string) (string, error) {
 	return found, nil
 }
 
-// versionOf asks runsc for its version. Builds without one, as "go install"
-// makes, say VERSION_MISSING.
+// versionOf asks runsc for its version. A build that does not know its own, as
+// "go install" makes it, is asked which version of the module it was built from.
 func versionOf(ctx context.Context, runsc string) (string, error) {
 	const op = "ask runsc for its version"
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -56,6 +58,15 @@ func versionOf(ctx context.Context, runsc string) (string, error) {
 	if m == nil {
 		return "", fault.New(op, fault.Unsupported, "%s says: %.100q", runsc, out).Hinted("%s", install)
 	}
+	if string(m[1]) == "VERSION_MISSING" {
+		if info, err := buildinfo.ReadFile(runsc); err == nil {
+			for _, mod := range append(info.Deps, &info.Main) {
+				if mod.Path == "gvisor.dev/gvisor" {
+					return mod.Version, nil
+				}
+			}
+		}
+	}
 	return string(m[1]), nil
 }
 
@@ -70,7 +81,7 @@ func runscArgs(debug string) []string {
 		"--overlay2=none",                // the root is read-only
 		"--file-access-mounts=exclusive", // nobody changes what is mounted while a sandbox looks
 		"--host-settings=ignore",         // they are not ours to judge
-		"--ignore-cgroups",               // as a sandbox of the local provider
+		"--ignore-cgroups",               // they bound nothing here
 		"--gofer-network-namespace=new",  // the default leaves one mounted on the host
 		"--character-device-policy=emulated-only",
 		"--host-uds=none", "--host-fifo=none",
@@ -84,7 +95,7 @@ func runscArgs(debug string) []string {
 // boxFD is the descriptor of the folder of the sandbox in a runsc process.
 const boxFD = 3
 
-func boxAt(name string) string { return "/proc/self/fd/3" + name }
+func boxAt(name string) string { return fmt.Sprintf("/proc/self/fd/%d%s", boxFD, name) }
 
 // runscFault makes an error of what runsc said, which is the last line.
 func runscFault(op string, err error, said string) error {

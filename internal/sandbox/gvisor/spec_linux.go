@@ -26,7 +26,7 @@ type record struct {
 	Deadline time.Time         `json:"deadline"` // as asked at first; SetDeadline does not change it here
 	Labels   map[string]string `json:"labels,omitempty"`
 	Mounts   []sandbox.Mount   `json:"mounts,omitempty"`
-	Seen     []string          `json:"seen,omitempty"`    // what the sources of Mounts were when the sandbox was made, see seen
+	Seen     []string          `json:"seen,omitempty"`    // what Runsc and the sources of Mounts were when the sandbox was made, see seen
 	Gateway  string            `json:"gateway,omitempty"` // the path of the socket
 	Dir      string            `json:"dir"`               // the state folder
 	Base     string            `json:"base,omitempty"`
@@ -71,13 +71,10 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	// within a mount comes after it.
 	mounts := slices.Clone(s.Mounts)
 	slices.SortFunc(mounts, func(a, b sandbox.Mount) int { return strings.Compare(a.Target, b.Target) })
-	var sources []string
 	for _, m := range mounts {
-		what, err := checkMount(op, m)
-		if err != nil {
+		if err := checkMount(op, m); err != nil {
 			return record{}, err
 		}
-		sources = append(sources, what)
 	}
 	if s.Limits.DiskBytes < 0 {
 		return bad("a limit of %d bytes of disk", s.Limits.DiskBytes)
@@ -91,36 +88,58 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	}
 	return record{
 		Version: recordVersion, Key: s.Key, Instance: newInstance(), Created: time.Now().UTC(), Deadline: s.Deadline,
-		Labels: s.Labels, Mounts: mounts, Seen: sources, Gateway: gateway, Dir: dir, Base: s.Base, Disk: s.Limits.DiskBytes, Identity: currentIdentity(),
+		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Base: s.Base, Disk: s.Limits.DiskBytes, Identity: currentIdentity(),
 	}, nil
 }
 
-func checkMount(op string, m sandbox.Mount) (string, error) {
+func checkMount(op string, m sandbox.Mount) error {
 	if !cleanAbsolute(m.Source) || !cleanAbsolute(m.Target) || m.Target == "/" {
-		return "", fault.New(op, fault.Invalid, "mount %q at %q: both must be clean absolute paths", m.Source, m.Target)
+		return fault.New(op, fault.Invalid, "mount %q at %q: both must be clean absolute paths", m.Source, m.Target)
 	}
 	for _, taken := range []string{"/proc", "/dev", "/sys", insideDir, sandbox.Workspace} {
 		if m.Target == taken || strings.HasPrefix(m.Target, taken+"/") {
-			return "", fault.New(op, fault.Invalid, "mount %q: nothing can be mounted below %s", m.Target, taken)
+			return fault.New(op, fault.Invalid, "mount %q: nothing can be mounted below %s", m.Target, taken)
 		}
 	}
 	st, err := os.Stat(m.Source)
 	if err != nil {
-		return "", fault.New(op, fault.Invalid, "mount: %w", err)
+		return fault.New(op, fault.Invalid, "mount: %w", err)
 	}
 	if !st.Mode().IsRegular() && !st.IsDir() {
-		return "", fault.New(op, fault.Invalid, "mount %q: neither a file nor a folder", m.Source)
+		return fault.New(op, fault.Invalid, "mount %q: neither a file nor a folder", m.Source)
 	}
-	return seen(st), nil
+	return nil
+}
+
+// look notes what the sandbox is made with, as it is now.
+func (r *record) look() error {
+	r.Seen = nil
+	for _, name := range r.sources() {
+		what, err := seen(name)
+		if err != nil {
+			return err
+		}
+		r.Seen = append(r.Seen, what)
+	}
+	return nil
+}
+
+func (r *record) sources() []string {
+	names := []string{r.Runsc}
+	for _, m := range r.Mounts {
+		names = append(names, m.Source)
+	}
+	return names
 }
 
 // seen tells one version of a file from another. Of a folder it says nothing:
 // what is in it may change.
-func seen(st os.FileInfo) string {
-	if st.IsDir() {
-		return ""
+func seen(name string) (string, error) {
+	st, err := os.Stat(name)
+	if err != nil || st.IsDir() {
+		return "", err
 	}
-	return fmt.Sprintf("%d bytes of %d", st.Size(), st.ModTime().UnixNano())
+	return fmt.Sprintf("%d bytes of %d", st.Size(), st.ModTime().UnixNano()), nil
 }
 
 // warnLimits says once what nobody enforces.
