@@ -219,6 +219,12 @@ func (g *guardian) startRunsc() error {
 		return err
 	}
 	defer answers.Close()
+	for _, f := range []*os.File{toInit, fromInit} {
+		// Large files go this way. An error: it is slower.
+		if raw, err := f.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 1<<20) })
+		}
+	}
 	args := []string{"run", "--bundle=" + boxAt("")}
 	if g.record.From != "" {
 		// The folders named in the configuration are those of this sandbox;

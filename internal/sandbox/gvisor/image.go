@@ -29,6 +29,7 @@ type imageWriter struct {
 	root   *imageNode
 	count  int
 	blocks uint32 // how many are taken
+	buf    []byte
 	err    error
 }
 
@@ -193,18 +194,20 @@ func (w *imageWriter) write(r io.Reader, size int64) (uint32, error) {
 	if size < 0 || int64(w.blocks)+(size+imageBlock-1)/imageBlock > math.MaxUint32 {
 		return 0, fmt.Errorf("%w: it is too large", errImage)
 	}
-	buf := make([]byte, min(max(size, 1), 64*imageBlock))
+	if w.buf == nil {
+		w.buf = make([]byte, 64*imageBlock)
+	}
 	for at := int64(0); at < size; {
-		n := min(size-at, int64(len(buf)))
-		if _, err := io.ReadFull(r, buf[:n]); err != nil {
+		part := w.buf[:min(size-at, int64(len(w.buf)))]
+		if _, err := io.ReadFull(r, part); err != nil {
 			return 0, err
 		}
-		if !zeros(buf[:n]) {
-			if _, err := w.to.WriteAt(buf[:n], int64(first)*imageBlock+at); err != nil {
+		if !zeros(part) {
+			if _, err := w.to.WriteAt(part, int64(first)*imageBlock+at); err != nil {
 				return 0, err
 			}
 		}
-		at += n
+		at += int64(len(part))
 	}
 	w.blocks += uint32((size + imageBlock - 1) / imageBlock)
 	return first, nil

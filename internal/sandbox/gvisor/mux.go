@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -54,8 +55,8 @@ const (
 
 const (
 	frameHead  = 9
-	maxData    = 32 << 10
-	window     = 256 << 10
+	maxData    = 64 << 10
+	window     = 512 << 10
 	maxStreams = 256 // that may be open at once for the other end to open one more
 )
 
@@ -68,7 +69,7 @@ var (
 // newMux returns the guardian's or init's end of a link. serve must be called.
 func newMux(r io.Reader, w io.Writer, isInit bool, accept func(*stream)) *mux {
 	m := &mux{
-		r: r, w: w, accept: accept, holdable: isInit, next: 1,
+		r: bufio.NewReaderSize(r, frameHead+maxData), w: w, accept: accept, holdable: isInit, next: 1,
 		done: make(chan struct{}), frame: make([]byte, 0, frameHead+maxData), streams: map[uint32]*stream{},
 	}
 	if isInit {

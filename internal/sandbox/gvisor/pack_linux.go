@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,8 @@ func (in *initProcess) pack(s *stream) (func(bool), error) {
 		if !ok {
 			return
 		}
-		p := packer{to: s, names: map[[2]uint64]string{}}
+		out := bufio.NewWriterSize(s, maxData)
+		p := packer{to: out, names: map[[2]uint64]string{}, buf: make([]byte, 256<<10)}
 		for _, m := range in.setUp.Mounts {
 			p.skip = append(p.skip, m.Target)
 		}
@@ -53,11 +55,11 @@ func (in *initProcess) pack(s *stream) (func(bool), error) {
 			}
 		}
 		if err != nil {
-			err = writeMessage(s, packed{Fault: cut(err.Error())})
+			err = writeMessage(out, packed{Fault: cut(err.Error())})
 		} else {
-			err = writeChunk(s, nil)
+			err = writeChunk(out, nil)
 		}
-		if err != nil {
+		if err := errors.Join(err, out.Flush()); err != nil {
 			_ = s.Close()
 		}
 	}, nil
@@ -80,6 +82,7 @@ type packer struct {
 	to    io.Writer
 	skip  []string             // the host's files
 	names map[[2]uint64]string // of files that have several, by device and inode
+	buf   []byte
 }
 
 // walk sends dir, which is called as in the image, and all below.
@@ -129,21 +132,36 @@ func (p *packer) send(name, as string) error {
 	return writeMessage(p.to, e)
 }
 
+// sendFile does without package os, whose every file is first offered to the
+// poller: a system call more for each of many small ones.
 func (p *packer) sendFile(name string, e packed) error {
-	f, err := os.Open(name)
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	if err := writeMessage(p.to, e); err != nil {
 		return err
 	}
-	_, err = io.CopyN(p.to, f, e.Size)
-	return err
+	for left := e.Size; left > 0; {
+		n, err := unix.Read(fd, p.buf[:min(left, int64(len(p.buf)))])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return &os.PathError{Op: "read", Path: name, Err: errors.Join(err, io.ErrUnexpectedEOF)}
+		}
+		if _, err := p.to.Write(p.buf[:n]); err != nil {
+			return err
+		}
+		left -= int64(n)
+	}
+	return nil
 }
 
 // unpack puts what init sends into an image. Init is as good as a stranger.
 func unpack(from io.Reader, w *imageWriter) error {
+	from = bufio.NewReaderSize(from, maxData)
 	for {
 		var e packed
 		err := readMessage(from, &e, 64<<10)
