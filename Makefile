@@ -8,6 +8,8 @@ BENCHTIME ?= 1s
 GOLANGCI_LINT := .tools/golangci-lint-v2.15.0/golangci-lint
 WORKFLOWCHECK := .tools/workflowcheck-v0.6.0/workflowcheck
 AGENTS := tests/node_modules/.package-lock.json
+RUNSC_VERSION := $(shell awk '$$1 == "gvisor.dev/gvisor" { print $$2 }' tests/runsc/go.mod)
+RUNSC := .tools/runsc-$(RUNSC_VERSION)/runsc
 
 .PHONY: build demo test check lint fuzz bench golden clean need
 
@@ -19,7 +21,7 @@ demo: build ## see it work: needs no key, no account, no other server
 	@scripts/need.sh git
 	bin/sandbox-temporal demo
 
-test: need build $(AGENTS) ## install what the tests need, build once, run every test
+test: need build $(AGENTS) $(RUNSC) ## install what the tests need, build once, run every test
 	scripts/test.sh
 
 check: lint test ## what CI runs: every check, then every test
@@ -47,6 +49,11 @@ $(GOLANGCI_LINT):
 
 $(WORKFLOWCHECK):
 	GOBIN=$(CURDIR)/$(@D) CGO_ENABLED=0 go install go.temporal.io/sdk/contrib/tools/$(subst -v,@v,$(notdir $(@D)))
+
+# gVisor is a module of its own, in tests/runsc: nothing of it is linked here.
+$(RUNSC): tests/runsc/go.mod tests/runsc/go.sum
+	cd tests/runsc && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' -o $(CURDIR)/$@ gvisor.dev/gvisor/runsc
+	@touch $@
 
 $(AGENTS): tests/package.json tests/package-lock.json tests/.npmrc | need
 	cd tests && npm ci --ignore-scripts

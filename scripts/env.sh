@@ -17,3 +17,10 @@ agent=$PWD/tests/node_modules/@anthropic-ai/claude-code-linux-$agent/claude
 if [[ -x $agent ]]; then
   export SANDBOX_TEMPORAL_CLAUDE=$agent
 fi
+
+# gVisor, for the sandboxes that have a kernel of their own. The tests that
+# need it skip where it was not built.
+runsc=$PWD/.tools/runsc-$(awk '$1 == "gvisor.dev/gvisor" { print $2 }' tests/runsc/go.mod)/runsc
+if [[ -x $runsc ]]; then
+  export SANDBOX_TEMPORAL_RUNSC=$runsc
+fi

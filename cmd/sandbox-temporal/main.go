@@ -16,6 +16,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/engine"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/gvisor"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local"
 )
 
@@ -32,6 +33,9 @@ func main() {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case supervisorWord:
+			if len(os.Args) > 2 && os.Args[2] == gvisor.ProviderName {
+				os.Exit(gvisor.Supervise(os.Args[3:]))
+			}
 			os.Exit(local.Supervise(os.Args[2:]))
 		case miniWord:
 			os.Exit(mini.Main(context.Background(), os.Args[2:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
@@ -56,10 +60,18 @@ func main() {
 func providers(dir string, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
 		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Logger: log}),
+		gvisor.New(gvisorOptions(dir, log)),
 	)
 }
 
-// checkHost says what the local provider needs and this host does not have.
+// gvisorOptions puts the state of gVisor's sandboxes beside that of the local
+// ones, and has the same program own them.
+func gvisorOptions(dir string, log *slog.Logger) gvisor.Options {
+	return gvisor.Options{Dir: filepath.Join(dir, gvisor.ProviderName), Guardian: append(supervisor(), gvisor.ProviderName), Logger: log}
+}
+
+// checkHost says what the local provider needs and this host does not have,
+// and whether gVisor, which nobody needs, can be used.
 func checkHost(ctx context.Context, dir string) []cli.Finding {
 	var all []cli.Finding
 	for _, f := range local.Check(ctx, local.Options{Dir: dir, Supervisor: supervisor(), Logger: slog.New(slog.DiscardHandler)}) {
@@ -69,6 +81,13 @@ func checkHost(ctx context.Context, dir string) []cli.Finding {
 			health = cli.Poor
 		case !f.OK:
 			health = cli.Bad
+		}
+		all = append(all, cli.Finding{Name: f.Name, Health: health, Text: f.Text, Hint: f.Hint})
+	}
+	for _, f := range gvisor.Check(ctx, gvisorOptions(dir, slog.New(slog.DiscardHandler))) {
+		health := cli.Good
+		if !f.OK || f.Hint != "" {
+			health = cli.Poor
 		}
 		all = append(all, cli.Finding{Name: f.Name, Health: health, Text: f.Text, Hint: f.Hint})
 	}

@@ -103,6 +103,9 @@ func setUp(e *testscript.Env, bin string) error {
 	for name := range otherAgents {
 		e.Vars = append(e.Vars, strings.ToUpper(name)+"="+otherPath(name))
 	}
+	if runsc := os.Getenv("SANDBOX_TEMPORAL_RUNSC"); runsc != "" {
+		e.Vars = append(e.Vars, "SANDBOX_TEMPORAL_RUNSC="+runsc)
+	}
 	// Whatever happens in the script, its engine and its sandboxes go.
 	e.Defer(func() {
 		down := exec.Command(filepath.Join(bin, "sandbox-temporal"), "down")
@@ -163,6 +166,8 @@ func condition(name string) (bool, error) {
 		return claudePath() != "", nil
 	case "postgres":
 		return ledgertest.Available(), nil
+	case "gvisor":
+		return os.Getenv("SANDBOX_TEMPORAL_RUNSC") != "", nil
 	case "root":
 		return os.Getuid() == 0, nil
 	}

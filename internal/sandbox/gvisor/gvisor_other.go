@@ -1,0 +1,61 @@
+//go:build !linux
+
+package gvisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+)
+
+func unsupported(op string) error {
+	return fault.New("gvisor: "+op, fault.Unsupported, "gVisor needs Linux, and this is %s", runtime.GOOS).
+		Hinted("Run the worker on Linux, in a virtual machine for instance, or use another provider.")
+}
+
+// Create fails with fault.Unsupported.
+func (p *Provider) Create(context.Context, sandbox.Spec) (sandbox.Ref, error) {
+	return sandbox.Ref{}, unsupported("create sandbox")
+}
+
+// Attach fails with fault.Unsupported.
+func (p *Provider) Attach(context.Context, sandbox.Ref) (sandbox.Sandbox, error) {
+	return nil, unsupported("attach")
+}
+
+// Destroy fails with fault.Unsupported.
+func (p *Provider) Destroy(context.Context, sandbox.Ref) error {
+	return unsupported("destroy sandbox")
+}
+
+// List returns nothing: there can be no sandbox here.
+func (p *Provider) List(context.Context, map[string]string) ([]sandbox.Info, error) { return nil, nil }
+
+// Base fails with fault.Unsupported.
+func (p *Provider) Base(context.Context, string) error { return unsupported("look up base") }
+
+// Freeze fails with fault.Unsupported.
+func (p *Provider) Freeze(context.Context, sandbox.Ref, string) error {
+	return unsupported("freeze sandbox")
+}
+
+// ForkLive fails with fault.Unsupported.
+func (p *Provider) ForkLive(context.Context, sandbox.Ref, []sandbox.Spec) ([]sandbox.LiveFork, error) {
+	return nil, unsupported("fork live")
+}
+
+// Supervise says that it cannot and returns 1.
+func Supervise([]string) int {
+	fmt.Fprintln(os.Stderr, unsupported("supervise"))
+	return 1
+}
+
+// Check returns the one finding that matters.
+func Check(context.Context, Options) []Finding {
+	err := unsupported("check")
+	return []Finding{{Name: "gVisor", Text: err.Error(), Hint: fault.HintOf(err)}}
+}
