@@ -20,6 +20,7 @@ demo: build ## see it work: needs no key, no account, no other server
 	bin/sandbox-temporal demo
 
 test: need build $(AGENTS) ## install what the tests need, build once, run every test
+	@scripts/need.sh 'postgres?'
 	scripts/test.sh
 
 check: lint test ## what CI runs: every check, then every test
@@ -31,6 +32,7 @@ fuzz: need ## every fuzz target for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
 
 bench: need ## every benchmark, BENCHTIME each
+	@scripts/need.sh 'postgres?'
 	scripts/bench.sh $(BENCHTIME)
 
 golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
