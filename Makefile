@@ -22,6 +22,7 @@ demo: build ## see it work: needs no key, no account, no other server
 	bin/sandbox-temporal demo
 
 test: need build $(AGENTS) $(RUNSC) ## install what the tests need, build once, run every test
+	@scripts/need.sh 'postgres?'
 	scripts/test.sh
 
 check: lint test ## what CI runs: every check, then every test
@@ -33,6 +34,7 @@ fuzz: need ## every fuzz target for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
 
 bench: need ## every benchmark, BENCHTIME each, and sandboxes beside their peers: writes docs/benchmarks.md; ONLY=sandbox,… N=100 DIR=/tmp
+	@scripts/need.sh 'postgres?'
 	scripts/bench.sh $(BENCHTIME) $(ONLY:%=-only=%) $(N:%=-n=%) $(DIR:%=-dir=%)
 
 golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
