@@ -96,10 +96,14 @@ func frame(t testing.TB, v any) []byte {
 }
 
 // sleeper starts a process that lives until it is killed, at the latest when
-// the test ends. The channel is closed when it is dead.
+// the test ends, in whatever way. The channel is closed when it is dead.
 func sleeper(t testing.TB) (*os.Process, <-chan struct{}) {
 	t.Helper()
-	cmd := self(t, attackWord, "wait")
+	cmd := self(t, attackWord, "stay")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +113,7 @@ func sleeper(t testing.TB) (*os.Process, <-chan struct{}) {
 		close(dead)
 	}()
 	t.Cleanup(func() {
+		stdin.Close()
 		_ = cmd.Process.Kill()
 		<-dead
 	})

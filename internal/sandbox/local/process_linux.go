@@ -122,7 +122,7 @@ func (s *supervisor) run(p *process, q request) error {
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	s.mu.Lock()
 	p := s.processes[id]
-	if p == nil { // init may say anything, and twice
+	if p == nil || p.told { // init may say anything, and twice
 		s.mu.Unlock()
 		return
 	}
