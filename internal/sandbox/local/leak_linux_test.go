@@ -159,7 +159,8 @@ func TestDestroyEndsWhateverTheAgentHasMade(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			p := newProvider(t)
 			ref, sb := newSandbox(t, p, withAttacker(t, testSpec("crowd")))
-			deed, err := sb.Start(t.Context(), "crowd", attackLine("crowd", kind, strconv.Itoa(n)))
+			marker := newInstance()
+			deed, err := sb.Start(t.Context(), "crowd", attackLine("crowd", kind, strconv.Itoa(n), marker))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +177,7 @@ func TestDestroyEndsWhateverTheAgentHasMade(t *testing.T) {
 			}
 			t.Logf("%s after %v", strings.Fields(said)[1], time.Since(start))
 			mustDestroy(t, p, ref)
-			if n := processesNaming(t, attackPath); n > 0 {
+			if n := processesNaming(t, marker); n > 0 {
 				t.Errorf("%d processes are left", n)
 			}
 		})
