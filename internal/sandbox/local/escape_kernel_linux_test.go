@@ -323,6 +323,55 @@ func TestTheAgentHasNoKeyrings(t *testing.T) {
 	onHost(t, nil, "keys")
 }
 
+// attackCrash wants to be handled by the host when it crashes: not by a limit
+// of 1 for core files. It may lower the limit by either call, and name itself.
+func attackCrash([]string) (probes []probe) {
+	const newest, other = unix.SYS_PRLIMIT64, unix.SYS_SETRLIMIT
+	for _, way := range []struct {
+		what string
+		set  func(*unix.Rlimit) error
+	}{
+		{"as it is", func(*unix.Rlimit) error { return nil }},
+		{"after prlimit64", func(l *unix.Rlimit) error {
+			return call("", newest, 0, unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l)), 0).try()
+		}},
+		{"after prlimit64 by its number", func(l *unix.Rlimit) error {
+			return call("", newest, uintptr(os.Getpid()), unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l)), 0).try()
+		}},
+		{"after setrlimit", func(l *unix.Rlimit) error {
+			return call("", other, unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l))).try()
+		}},
+	} {
+		probes = append(probes, probe{what: "have the host handle its crash, " + way.what, try: func() error {
+			if err := way.set(&unix.Rlimit{}); err != nil {
+				return err
+			}
+			var now unix.Rlimit
+			if err := unix.Getrlimit(unix.RLIMIT_CORE, &now); err != nil {
+				return err
+			}
+			if now.Cur == 1 {
+				return unix.EPERM
+			}
+			return nil
+		}})
+	}
+	return probes
+}
+
+// TestTheHostDoesNotHandleTheAgentsCrashes: where kernel.core_pattern names a
+// program, the kernel runs it as root of the host, whatever namespace the
+// crashed process was in, unless that one's limit is 1 byte.
+func TestTheHostDoesNotHandleTheAgentsCrashes(t *testing.T) {
+	_, sb := newSandbox(t, newProvider(t), withAttacker(t, testSpec("crash")))
+	inSandbox(t, sb, "crash")
+	onHost(t, nil, "crash")
+	// Whoever sets it is told that it was done: many programs insist.
+	if out := script(t, sb, "insist", "ulimit -c 0 && bash -c 'ulimit -c 0' && echo ok"); out != "ok" {
+		t.Error(out)
+	}
+}
+
 // attackHost opens what changes the whole machine, and changes nothing.
 func attackHost([]string) (probes []probe) {
 	for _, name := range []string{

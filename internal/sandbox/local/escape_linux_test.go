@@ -42,6 +42,7 @@ var attacks = map[string]func(args []string) []probe{
 	"mounts":     attackMounts,
 	"keys":       attackKeys,
 	"host":       attackHost,
+	"crash":      attackCrash,
 	"devices":    attackDevices,
 	"sockets":    attackSockets,
 	"terminal":   attackTerminal,
