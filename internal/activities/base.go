@@ -94,10 +94,19 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	if fault.KindOf(err) != fault.NotFound { // nil: it is there
 		return key, err
 	}
-	ref, err := p.Create(ctx, sandbox.Spec{
+	spec := sandbox.Spec{
 		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute),
-		Mounts: planMounts(in.Plan.Mounts), Labels: a.labels(in.Run, "base", time.Now().Add(setupTime)),
-	})
+		Mounts: planMounts(in.Plan.Mounts), Limits: sandbox.Limits(in.Plan.Limits), Labels: a.labels(in.Run, "base", time.Now().Add(setupTime)),
+	}
+	if _, ok := sandbox.As[sandbox.HostBound](p); ok && in.Plan.Setup != "" {
+		if spec.Gateway, err = a.door(ctx, in.Run, 0, in.Plan.Egress, in.Plan.Repo); err != nil {
+			return "", err
+		}
+		if a.Doors != nil {
+			defer a.Doors.Close(in.Run, 0)
+		}
+	}
+	ref, err := p.Create(ctx, spec)
 	if err != nil {
 		return "", err
 	}
@@ -111,7 +120,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	defer bundle.Close()
 	err = a.unpack(ctx, sb, bundle, src.Commit, src.Branch)
 	if err == nil && in.Plan.Setup != "" {
-		err = a.setup(ctx, sb, in.Plan.Setup)
+		err = a.setup(ctx, sb, in.Plan.Setup, in.Plan.Limits, a.proxyEnv(in.Plan.Provider))
 	}
 	if err != nil {
 		return "", err
@@ -152,16 +161,19 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 	return a.script(ctx, sb, "unpack", unpackScript, "BUNDLE="+at, "COMMIT="+commit, "BRANCH="+branch)
 }
 
-func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string) error {
+func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, limits fork.Limits, env []string) error {
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
-	stdout, stderr, exit, err := sandbox.Output(limited, sb, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", line}}, fork.MaxText)
+	stdout, stderr, exit, err := sandbox.Output(limited, sb, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", line}, Env: env}, fork.MaxText)
 	if limited.Err() != nil && ctx.Err() == nil {
 		return fault.New("setup", fault.Timeout, "--setup did not end within %s", setupTime)
 	}
+	if err == nil {
+		err = limitFault("setup", exit, limits)
+	}
 	if err == nil && exit.Code != 0 {
 		return fault.New("setup", fault.Invalid, "--setup ended with status %d: %s", exit.Code, lastLines(stderr, stdout)).
-			Hinted("The command runs in %s of a sandbox without network.", sandbox.Workspace)
+			Hinted("The command runs in %s of a sandbox that reaches only what --egress names.", sandbox.Workspace)
 	}
 	return err
 }
@@ -170,6 +182,9 @@ func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string)
 // when it fails.
 func (a *Activities) script(ctx context.Context, sb sandbox.Sandbox, id, text string, env ...string) error {
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, id, sandbox.Cmd{Args: []string{"/bin/sh", "-c", text}, Env: env}, fork.MaxText)
+	if err == nil {
+		err = limitFault(id, exit, fork.Limits{})
+	}
 	if err == nil && exit.Code != 0 {
 		return fault.New(id, fault.Internal, "status %d: %s", exit.Code, lastLines(stderr, stdout))
 	}

@@ -18,13 +18,15 @@ type timing struct {
 	look      time.Duration // the most one look may take
 	reconnect time.Duration // of trouble, before a new connection is tried
 	giveUp    time.Duration // of trouble, before the command ends
+	output    time.Duration // between two reads of what a command in a sandbox says
+	alive     time.Duration // between two looks whether a sandbox is still there
 }
 
 func (t timing) complete() timing {
 	for _, d := range []struct {
 		is   *time.Duration
 		want time.Duration
-	}{{&t.poll, 500 * time.Millisecond}, {&t.look, 15 * time.Second}, {&t.reconnect, 3 * time.Second}, {&t.giveUp, 3 * time.Minute}} {
+	}{{&t.poll, 500 * time.Millisecond}, {&t.look, 15 * time.Second}, {&t.reconnect, 3 * time.Second}, {&t.giveUp, 3 * time.Minute}, {&t.output, 100 * time.Millisecond}, {&t.alive, 2 * time.Second}} {
 		if *d.is == 0 {
 			*d.is = d.want
 		}

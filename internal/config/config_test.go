@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 		Port: 7233, UIPort: 8080, MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude"},
+		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -88,10 +88,16 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.timeout":        {`90`, "", "2h", "1m30s", "", "2h0m0s"},
 		"fork.budget":         {`0.1`, "", "none", "$0.1000", "", "none"},
 		"fork.provider":       {`"f"`, "", "l", "f", "", "l"},
+		"fork.isolation":      {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent":          {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent_command":  {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
 		"fork.setup":          {`"make"`, "", "", "make", "", ""},
+		"fork.egress":         {`"none"`, "", "open", "none", "", "open"},
 		"fork.mounts":         {`["/a", "~/b:/c/"]`, "", "/l:/m", "/a:/a /home/u/b:/c", "", "/l:/m"},
+		"fork.memory":         {`"4GiB"`, "", "1.5G", "4GiB", "", "1.5GiB"},
+		"fork.cpus":           {`1.5`, "", "auto", "1.5", "", "auto"},
+		"fork.processes":      {`500`, "", "4096", "500", "", "4096"},
+		"fork.disk":           {`"20 GB"`, "", "20gib", "20GB", "", "20GiB"},
 	}
 	for _, k := range keys {
 		s, ok := samples[k.name]
@@ -152,7 +158,7 @@ mounts = ["/usr/local/go"]
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelWarn,
 		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901,
-			Provider: "local", Agent: "claude", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
+			Provider: "local", Agent: "claude", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -263,6 +269,13 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{text: "[fork]\nmounts = ['/a:b']"}, `"fork.mounts" in /`},
 		{where{text: "[fork]\nmounts = ['/a:/']"}, `"fork.mounts" in /`},
 		{where{text: "[fork]\nmounts = [':/a']"}, `"fork.mounts" in /`},
+		{where{text: "[fork]\nmemory = 4"}, `"fork.memory" in /`},
+		{where{text: "[fork]\nmemory = 'much'"}, `"fork.memory" in /`},
+		{where{text: "[fork]\ncpus = 'all'"}, `"fork.cpus" in /`},
+		{where{text: "[fork]\ncpus = -1"}, `"fork.cpus" in /`},
+		{where{text: "[fork]\nprocesses = 1.5"}, `"fork.processes" in /`},
+		{where{text: "[fork]\nprocesses = 0"}, `"fork.processes" in /`},
+		{where{text: "[fork]\ndisk = '20'"}, `"fork.disk" in /`},
 		{where{text: "port = "}, "line 1"},
 		{where{text: "port = 1\nport = 2"}, "line 2"},
 		{where{text: "fork = 1"}, `"fork"`},

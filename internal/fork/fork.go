@@ -45,11 +45,14 @@ type Plan struct {
 	Timeout       time.Duration `json:"timeout"`                 // the most one fork may take, from its sandbox's creation
 	Budget        USD           `json:"budget,omitempty"`        // for the whole run; 0: no limit
 	Provider      string        `json:"provider"`                // where the sandboxes are made
+	Isolation     string        `json:"isolation,omitempty"`     // the tier that the user asked for; Provider has it already
 	Agent         string        `json:"agent"`                   // who does the work
 	AgentCommand  string        `json:"agent_command,omitempty"` // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
+	Egress        string        `json:"egress,omitempty"`        // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
+	Limits        Limits        `json:"limits,omitzero"`         // of each sandbox
 }
 
 // A Mount is a file or folder of the worker's host that a sandbox sees
@@ -79,7 +82,9 @@ type Spec struct {
 	Agent        string        `json:"agent"`
 	AgentCommand string        `json:"agent_command,omitempty"`
 	AgentPath    string        `json:"agent_path,omitempty"`
+	Egress       string        `json:"egress,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
+	Limits       Limits        `json:"limits,omitzero"`
 }
 
 // ID returns the name that users write for the fork: "<run>/<n>".

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"io"
+	"time"
 )
 
 // HostBound is implemented by providers whose sandboxes live on the worker's
@@ -29,8 +30,9 @@ type Snapshotter interface {
 type Pauser interface {
 	// Pause stops every process of the sandbox where it stands; it keeps its
 	// memory and its files. Paused twice is paused once. The deadline goes
-	// on. While paused, a Start waits or fails with fault.Conflict, and
-	// Destroy, List, output and Exit work as ever.
+	// on, and so do the clocks that processes look at. While paused, a Start
+	// waits or fails with fault.Conflict, Health fails, and Attach, Destroy,
+	// List, SetDeadline, output and Exit work as ever.
 	Pause(ctx context.Context, ref Ref) error
 
 	// Resume lets a paused sandbox go on. One that runs is no error.
@@ -90,6 +92,29 @@ type LiveForker interface {
 type LiveFork struct {
 	Ref Ref
 	Err error // nil: the fork lives
+}
+
+// Limiter is implemented by providers that hold their sandboxes to
+// [Spec].Limits, as far as the host lets them.
+type Limiter interface {
+	// Unenforced returns which of the limits that l asks for would not hold
+	// in a sandbox made now. What is 0 in l is the provider's default and not
+	// asked for.
+	Unenforced(l Limits) []Limit
+}
+
+// Meter is implemented by providers that know what a sandbox uses.
+type Meter interface {
+	// Usage returns what the sandbox uses now; fault.NotFound when it is gone.
+	Usage(ctx context.Context, ref Ref) (Usage, error)
+}
+
+// Usage is what a sandbox uses. What its host does not count is 0.
+type Usage struct {
+	MemoryBytes int64         `json:"memory_bytes"` // without files that are only kept in memory while there is room
+	Processes   int64         `json:"processes"`    // and threads
+	CPU         time.Duration `json:"cpu"`          // since the sandbox was made, of all cores
+	DiskBytes   int64         `json:"disk_bytes"`   // what was written, when it was last looked at
 }
 
 // As finds the first provider in p's chain of wrappers that has capability C.

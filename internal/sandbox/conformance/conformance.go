@@ -80,6 +80,23 @@ var Checks = []Check{
 	{"sandboxes start from a base and do not see each other's writes", freeze},
 	{"the base that is there first stays", freezeTwice},
 	{"a base can be made on a base", freezeOnBase},
+
+	{"a paused sandbox stands still, and goes on from there", pauseStandsStill},
+	{"a paused sandbox can be read, attached to and destroyed", pausedWorks},
+	{"the deadline of a paused sandbox goes on", pausedDeadline},
+
+	{"a terminal has a size, echoes, and says how its command ended", terminal},
+	{"keys on a terminal send signals", terminalKeys},
+	{"closing a terminal hangs it up", terminalHangUp},
+	{"an impossible command on a terminal is told as one without", terminalNotFound},
+
+	{"a port in the sandbox can be reached, and one where nobody listens is unavailable", dialPort},
+
+	{"limits that no sandbox could live with are invalid", limitsInvalid},
+	{"a process that needs too much memory is ended, and says so", memoryLimit},
+	{"a fork bomb runs out of processes and the sandbox still answers", processLimit},
+	{"a process that writes too much is ended, and says so", diskLimit},
+	{"a sandbox gets no more CPU time than it may", cpuLimit},
 }
 
 // NewWorker returns the check that needs a second provider of the same host,

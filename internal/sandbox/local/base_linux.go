@@ -26,7 +26,9 @@ type base struct {
 }
 
 const (
-	baseVersion = 1
+	// In a base of version 1, folders that were moved remember their old
+	// paths from the workspace's root on, in one of version 2 from fs/ on.
+	baseVersion = 2
 	baseFile    = "base.json"
 	// maxLayers is well below what an overlay takes (500).
 	maxLayers = 64

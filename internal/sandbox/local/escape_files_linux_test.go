@@ -125,7 +125,7 @@ func TestABaseCannotBeLedIntoAnotherFolder(t *testing.T) {
 	s := withAttacker(t, testSpec("two"))
 	s.Base = "first"
 	ref, sb = newSandbox(t, p, s)
-	script(t, sb, "lead", "touch led/here; "+strings.Join(attackLine("lead", sandbox.Workspace+"/led", "/target").Args, " "))
+	script(t, sb, "lead", "touch led/here; "+strings.Join(attackLine("lead", sandbox.Workspace+"/led", "/workspace/target").Args, " "))
 	if err := p.Freeze(ctx, ref, "second"); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestABaseCannotBeLedIntoAnotherFolder(t *testing.T) {
 		return
 	}
 	led := filepath.Join(basePath(p.dir, "second"), fsDir, "workspace", "led")
-	if err := unix.Setxattr(led, "trusted.overlay.redirect", []byte("/target"), 0); err != nil {
+	if err := unix.Setxattr(led, "trusted.overlay.redirect", []byte("/workspace/target"), 0); err != nil {
 		t.Fatal(err)
 	}
 	if out := look("four"); out != "here\nsecret" {

@@ -42,12 +42,9 @@ func newDummy(t testing.TB, init *os.Process) *dummy {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { box.Close() })
-	if err := os.Mkdir(filepath.Join(box.path, procDir), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	d := &dummy{supervisor: &supervisor{
 		box: box, log: slog.New(slog.DiscardHandler), state: ready, processes: map[string]*process{},
-		record: record{Identity: currentIdentity()}, init: &exec.Cmd{Process: init}, initDone: make(chan struct{}), over: make(chan struct{}),
+		record: record{Identity: currentIdentity()}, init: &exec.Cmd{Process: init}, initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
 	}}
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -408,7 +405,7 @@ func TestOddFilesInTheStateFolderHurtNobody(t *testing.T) {
 		"all fields wrong":       write(`{"key":1,"instance":[],"identity":"x"}`),
 		"deep":                   write(strings.Repeat(`{"a":`, 100_000)),
 	} {
-		for _, file := range []string{specFile, refFile, runFile} {
+		for _, file := range []string{specFile, refFile, lifeFile} {
 			t.Run(what+" as "+file, func(t *testing.T) {
 				p := New(testOptions(filepath.Join(t.TempDir(), "state")))
 				if err := makeState("test", p.dir); err != nil {
@@ -419,7 +416,7 @@ func TestOddFilesInTheStateFolderHurtNobody(t *testing.T) {
 					t.Fatal(err)
 				}
 				for name, text := range map[string]string{
-					lifeFile: "", specFile: `{"key":"odd","instance":"0123456789abcdef"}`, refFile: `{"key":"odd","instance":"0123456789abcdef"}`, runFile: "{}",
+					lifeFile: "{}", specFile: `{"key":"odd","instance":"0123456789abcdef"}`, refFile: `{"key":"odd","instance":"0123456789abcdef"}`,
 				} {
 					path := filepath.Join(box, name)
 					if name == file && what != "too much" {
@@ -573,13 +570,13 @@ func FuzzWhatAWorkerSays(f *testing.F) {
 				t.Errorf("%q is answered by %q: %v", b, reply, err)
 			}
 		}
-		// Whatever was started has its place below the folder of outputs.
+		// Whatever was started has its outputs in the folder, under names of ours.
 		_ = filepath.WalkDir(d.box.path, func(path string, e os.DirEntry, err error) error {
 			if err != nil || e.IsDir() {
 				return err
 			}
-			rel, err := filepath.Rel(filepath.Join(d.box.path, procDir), path)
-			if err != nil || strings.HasPrefix(rel, "..") || strings.Count(rel, "/") != 1 {
+			rel, err := filepath.Rel(d.box.path, path)
+			if err != nil || strings.Contains(rel, "/") || !strings.HasPrefix(rel, "p-") {
 				t.Errorf("a file was made: %s", path)
 			}
 			return nil

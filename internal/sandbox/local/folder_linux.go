@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Names in the state folder.
@@ -29,13 +31,12 @@ const (
 const (
 	specFile   = "spec.json"
 	refFile    = "ref.json" // written when commands can be started
-	runFile    = "run.json" // what a supervisor that is killed leaves behind
-	lifeFile   = "life"     // locked for as long as the supervisor lives
+	lifeFile   = "life"     // locked for as long as the supervisor lives; holds what one that is killed leaves behind
 	logFile    = "log"      // what the supervisor and init have to say
 	socketFile = "control.sock"
+	pausedFile = "paused" // there while the sandbox is paused
 	fsDir      = "fs"
 	workDir    = "work"
-	procDir    = "proc"
 	stageDir   = "base" // a base before it has its name
 )
 
@@ -44,8 +45,8 @@ func keyName(key string) string { return "k-" + key }
 
 // A remains is what has to be looked for after a supervisor was killed.
 type remains struct {
-	Init   processID `json:"init"`
-	Cgroup string    `json:"cgroup,omitempty"` // absolute path; made by this sandbox and by nobody else
+	Init    processID `json:"init"`
+	Cgroups []string  `json:"cgroups,omitempty"` // absolute paths; made by this sandbox and by nobody else
 }
 
 // makeState makes the folders. What is in them is nobody else's business.
@@ -213,11 +214,50 @@ func (f *folder) life(ctx context.Context, wait bool) (*os.File, error) {
 	return file, nil
 }
 
+// writeRemains adds a line to the life file, in which the last one holds: a
+// file of its own, written twice, would cost more than all else that is
+// written here. A line is there whole or not at all, as the kernel lets the
+// file grow only after the bytes.
+func (f *folder) writeRemains(left remains) error {
+	line, err := json.Marshal(left)
+	if err != nil {
+		return err
+	}
+	file, err := f.open(lifeFile, unix.O_WRONLY|unix.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(append(line, '\n'))
+	return errors.Join(err, file.Close())
+}
+
+// readRemains returns nothing when nothing was written. A line that is not
+// whole was written before the machine went down, and what it told of went
+// down with it.
+func (f *folder) readRemains() (left remains, err error) {
+	file, err := f.open(lifeFile, unix.O_RDONLY, 0)
+	if err != nil {
+		return left, ignoreGone(err)
+	}
+	defer file.Close()
+	b, err := readSmall(file, maxRequest)
+	if err != nil {
+		return left, err
+	}
+	for line := range bytes.Lines(b) {
+		var l remains
+		if json.Unmarshal(line, &l) == nil {
+			left = l
+		}
+	}
+	return left, nil
+}
+
 // bury frees everything of a sandbox whose supervisor is dead, and whose key
 // the caller has locked or whose folder lies in the trash already.
 func (f *folder) bury(ctx context.Context, dir string) error {
-	var left remains
-	if err := f.readJSON(runFile, &left); err != nil && !errors.Is(err, os.ErrNotExist) {
+	left, err := f.readRemains()
+	if err != nil {
 		return err
 	}
 	boot, err := bootID()
@@ -229,7 +269,7 @@ func (f *folder) bury(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	if err := removeCgroup(ctx, left.Cgroup); err != nil {
+	if err := cgroup.Open(left.Cgroups).Remove(ctx); err != nil {
 		return err
 	}
 	return f.remove(dir)
@@ -257,7 +297,7 @@ func (f *folder) remove(dir string) error {
 
 // sweep deletes what workers and supervisors that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	errs := []error{sweepCgroups(cgroupParent(), time.Now())}
+	errs := []error{cgroup.Find().Sweep(time.Now(), validInstance)}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

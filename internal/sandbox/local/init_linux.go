@@ -30,6 +30,7 @@ func initMain(sealed bool) int {
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
+	runtime.GOMAXPROCS(2) // it has little to do, and its threads count
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "init: death signal:", err)
 		return 1
@@ -110,6 +111,13 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		a.Exit, a.Note, err = in.start(o, files)
 	case opSignal:
 		in.programs.signal(o.ID, unix.Signal(o.Signal))
+	case opKillAll:
+		// The kernel signals everybody at one stroke, and a fork under way
+		// is begun again only after its signals: not even a fork bomb
+		// outruns it.
+		err = ignoreNobody(unix.Kill(-1, unix.SIGKILL))
+	case opUsage:
+		a.Usage, err = usage(o.Most)
 	case opRead, opWrite:
 		var f *os.File
 		if o.Op == opRead {
@@ -123,6 +131,22 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		}
 	case opCommit, opAbort:
 		err = in.endWrite(o.Token, o.Op == opCommit)
+	case opTerminal:
+		var master *os.File
+		if a.Exit, master, err = in.openTerminal(o); err == nil {
+			defer master.Close()
+			return in.answer(a, int(master.Fd()))
+		}
+	case opDial:
+		var fd int
+		if fd, err = newSocket(o.Network); err == nil {
+			defer unix.Close(fd)
+			return in.answer(a, fd)
+		}
+	case opHalt:
+		err = halt()
+	case opWake:
+		err = wake()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}
@@ -153,7 +177,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 	if err := unix.Sethostname([]byte("sandbox")); err != nil {
 		return nil, refusal("set host name", err)
 	}
-	if err := buildRoot(mounts, s.HostLinks); err != nil {
+	if err := buildRoot(mounts, s.HostLinks, s.Record.Limits.MemoryBytes); err != nil {
 		return nil, refusal("build root", err)
 	}
 	if err := loopbackUp(); err != nil {
@@ -166,7 +190,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if err := in.confine(); err != nil {
+	if err := in.confine(s.Record.Limits); err != nil {
 		if listener != nil {
 			_ = listener.Close()
 		}
@@ -201,7 +225,7 @@ func closeMounts(mounts []mount) {
 var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}
 
 // confine gives up what setup needed.
-func (in *initProcess) confine() error {
+func (in *initProcess) confine(limits sandbox.Limits) error {
 	var keep []uint
 	if in.id.Root {
 		keep = kept
@@ -212,12 +236,26 @@ func (in *initProcess) confine() error {
 	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return os.NewSyscallError("keyctl", err)
 	}
+	if err := in.programs.victims(); err != nil {
+		return err
+	}
 	// Neither memory nor descriptors nor the program file of init can be
 	// reached through /proc by processes of the same id.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("not dumpable", err)
 	}
+	in.programs.limits = limits
 	if err := boundQueues(); err != nil {
+		return err
+	}
+	if err := confine.Resources(); err != nil {
+		return err
+	}
+	if err := limitInit(limits, in.id.Root); err != nil {
+		return err
+	}
+	// Before capabilities are gone: some may be needed to see the places.
+	if err := confine.Files(places()); err != nil {
 		return err
 	}
 	if err := confine.DropCapabilities(keep); err != nil {
@@ -229,10 +267,27 @@ func (in *initProcess) confine() error {
 			return err
 		}
 	}
+	// Once more: the kernel forgets it when the ids of the file system change
+	// (prctl(2)). An init that is paused does not hear its supervisor's end.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return os.NewSyscallError("death signal", err)
+	}
 	if err := confine.Neighbours(); err != nil {
 		return err
 	}
 	return confine.Calls()
+}
+
+// places are where the agent, and init in its name, may write at all. A rule
+// cannot name "the caller's own folder in /proc", and those of processes to
+// come do not exist yet, so /proc is in it as a whole; what is not of
+// processes there is masked or mounted read-only.
+func places() confine.Places {
+	p := confine.Places{Folders: []string{"/dev/shm"}, Devices: []string{"/dev"}, Process: []string{"/proc"}}
+	for _, l := range layers {
+		p.Folders = append(p.Folders, l.target)
+	}
+	return p
 }
 
 func setFileIDs(id int) error {
@@ -248,15 +303,6 @@ func setFileIDs(id int) error {
 		return fmt.Errorf("setfsuid: still %d", now)
 	}
 	return nil
-}
-
-// refusal gives what the kernel refused to a namespace its kind and hint. It
-// keeps a kind that was given before.
-func refusal(what string, err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fault.New(what, fault.Unsupported, "%w", err).Hinted("%s", namespaceHint())
-	}
-	return fault.Wrap(what, err)
 }
 
 // loopbackUp is all the network there is.

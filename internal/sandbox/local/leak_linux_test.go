@@ -30,6 +30,9 @@ const (
 	bomb     = "bomb"     // processes that go on making others
 )
 
+// ignored is SIG_IGN as a handler.
+const ignored = 1
+
 // crowd fills the sandbox with so many processes, or as many as it gets, says
 // how many, and is one of them from then on.
 func crowd(args []string) error {
@@ -348,8 +351,7 @@ func assassin(p *Provider, key string, chance *rand.Rand) (stop func()) {
 			return
 		}
 		defer box.Close()
-		var left remains
-		if box.readJSON(runFile, &left) == nil {
+		if left, err := box.readRemains(); err == nil {
 			if now, err := identify(left.Init.PID); err == nil && now == left.Init {
 				_ = unix.Kill(left.Init.PID, unix.SIGKILL)
 			}

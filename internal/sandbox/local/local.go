@@ -29,8 +29,8 @@
 //
 // # Files
 //
-//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
-//	                         fs/{workspace,home,tmp}  proc/p-<id>/{stdout,stderr,exit.json}
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log paused p-<id>.{stdout,stderr}
+//	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
 //	<Dir>/locks/             one of 64 locks is held while a key is changed
@@ -41,14 +41,48 @@
 // names the bases below it: nothing is copied, and inode numbers and times,
 // which a git index remembers, stay.
 //
-// Output goes straight from the agent's process into a file that is opened
-// for appending. Of [sandbox.Limits] nothing is enforced by this version; a
-// Create that asks for some says so in the log.
+// Output goes from the agent's process through a pipe into a file that is
+// opened for appending, 1 GiB of each stream at most.
+//
+// # Limits
+//
+// Every sandbox has the limits of [sandbox.Limits], or else 2 GiB of memory
+// (or what the host has), 2048 processes, 10 GiB of disk and as much CPU as
+// nobody else wants. Package cgroup says where the kernel is told of them, and
+// there memory, processes and CPU time are hard limits, memory with no swap.
+//
+// A sandbox whose memory runs out, or that has written too much, loses all its
+// processes, and their exits say why. The sandbox goes on, so that the work can
+// be saved. When the kernel looks for a victim, it prefers the agent's programs
+// to init and to the rest of the host, and says no different when it is the
+// host that has no memory left. When init dies of it nevertheless, exits and
+// output stay, and nothing can be started any more.
+//
+// Disk is not a hard limit. The supervisor looks at the host's free space every
+// two seconds, and at the files only when it fell. A sandbox overshoots by what
+// it writes meanwhile; one file alone cannot be larger than the limit. Every
+// file counts 4 KiB at least. What no walk can see is a file without a name
+// that is mapped and not open.
+//
+// Where no cgroup can be had (an ordinary user without a delegated one), CPU
+// time is not limited, memory is added up once a second (so that a sandbox can
+// overshoot by what it allocates in one), and processes are limited by
+// RLIMIT_NPROC, which since Linux 5.14 counts those of one sandbox. [Check] and
+// the worker's log say so.
+//
+// # Going inside
+//
+// [Provider.Pause] freezes a sandbox, [Provider.OpenTerminal] gives a person a
+// terminal in it, [Provider.DialPort] reaches a port in it. Each is a question
+// to the supervisor, who has init open what belongs to the sandbox and hands
+// the open file out; nothing of the host's is ever handed in. Where that file
+// comes from an init that is no longer ours, it is looked at before it is used.
 package local
 
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -79,12 +113,18 @@ type Provider struct {
 	dir        string
 	supervisor []string
 	log        *slog.Logger
+	told       atomic.Bool // which limits are not enforced here
 }
 
 var (
 	_ sandbox.Provider    = (*Provider)(nil)
 	_ sandbox.HostBound   = (*Provider)(nil)
 	_ sandbox.Snapshotter = (*Provider)(nil)
+	_ sandbox.Pauser      = (*Provider)(nil)
+	_ sandbox.Terminaler  = (*Provider)(nil)
+	_ sandbox.PortDialer  = (*Provider)(nil)
+	_ sandbox.Limiter     = (*Provider)(nil)
+	_ sandbox.Meter       = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first
@@ -108,6 +148,8 @@ type Finding struct {
 	OK   bool
 	Text string // what was found, one line
 	Hint string // what the user can do about it; empty when OK
+
+	Optional bool // a sandbox can do without, and is the less safe for it
 }
 
 // String returns the finding in one line, without its hint.

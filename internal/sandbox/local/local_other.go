@@ -43,6 +43,40 @@ func (p *Provider) Freeze(context.Context, sandbox.Ref, string) error {
 	return unsupported("freeze sandbox")
 }
 
+// Pause fails with fault.Unsupported.
+func (p *Provider) Pause(context.Context, sandbox.Ref) error { return unsupported("pause sandbox") }
+
+// Resume fails with fault.Unsupported.
+func (p *Provider) Resume(context.Context, sandbox.Ref) error { return unsupported("resume sandbox") }
+
+// OpenTerminal fails with fault.Unsupported.
+func (p *Provider) OpenTerminal(context.Context, sandbox.Ref, sandbox.Cmd, sandbox.TerminalSize) (sandbox.Terminal, error) {
+	return nil, unsupported("open terminal")
+}
+
+// DialPort fails with fault.Unsupported.
+func (p *Provider) DialPort(context.Context, sandbox.Ref, int) (sandbox.Conn, error) {
+	return nil, unsupported("dial port")
+}
+
+// Unenforced returns everything that is asked for.
+func (p *Provider) Unenforced(l sandbox.Limits) []sandbox.Limit {
+	var all []sandbox.Limit
+	for limit, asked := range map[sandbox.Limit]int64{
+		sandbox.MemoryLimit: l.MemoryBytes, sandbox.CPULimit: l.CPUMillis, sandbox.ProcessLimit: l.Processes, sandbox.DiskLimit: l.DiskBytes,
+	} {
+		if asked > 0 {
+			all = append(all, limit)
+		}
+	}
+	return all
+}
+
+// Usage fails with fault.Unsupported.
+func (p *Provider) Usage(context.Context, sandbox.Ref) (sandbox.Usage, error) {
+	return sandbox.Usage{}, unsupported("usage")
+}
+
 // Supervise says that it cannot and returns 1.
 func Supervise([]string) int {
 	fmt.Fprintln(os.Stderr, unsupported("supervise"))

@@ -84,7 +84,7 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 		}
 		for dir := range cgroupsOfSandboxes() {
 			// Another test's are there for as long as somebody lives in them.
-			if events, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); !before[dir] && err == nil && bytes.Contains(events, []byte("populated 0")) {
+			if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); !before[dir] && err == nil && len(procs) == 0 {
 				leaks = append(leaks, dir)
 			}
 		}
@@ -98,8 +98,8 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 
 func cgroupsOfSandboxes() map[string]bool {
 	found := map[string]bool{}
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		dirs, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
+	for _, above := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(above, "sandbox-temporal", "sandbox-temporal-*"))
 		for _, d := range dirs {
 			found[d] = true
 		}
@@ -191,6 +191,10 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// marker returns a word that only processes of this test have on their command
+// line: other checkouts may be tested on this host at the same time.
+func marker(what string) string { return "marker-of-" + what + "-" + newInstance() }
+
 // processesNaming counts this host's processes with word in their command line.
 func processesNaming(t testing.TB, word string) int {
 	t.Helper()
@@ -212,6 +216,9 @@ type workerOrder struct {
 	Options Options
 	Spec    sandbox.Spec
 	Script  string // started as "job"
+
+	Terminal []string // opened on a terminal too
+	Pause    bool     // and then paused
 }
 
 func testWorker(arg string) int {
@@ -231,6 +238,18 @@ func testWorker(arg string) int {
 	}
 	if _, err := sb.Start(ctx, "job", sandbox.Cmd{Args: []string{"sh", "-c", o.Script}}); err != nil {
 		panic(err)
+	}
+	if o.Terminal != nil {
+		t, err := p.OpenTerminal(ctx, ref, sandbox.Cmd{Args: o.Terminal}, sandbox.TerminalSize{Rows: 24, Columns: 80})
+		if err != nil {
+			panic(err)
+		}
+		defer t.Close()
+	}
+	if o.Pause {
+		if err := p.Pause(ctx, ref); err != nil {
+			panic(err)
+		}
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(ref); err != nil {
 		panic(err)

@@ -17,22 +17,29 @@ type order struct {
 	Seq    uint64   `json:"seq"`
 	Op     string   `json:"op"`
 	Setup  *setup   `json:"setup,omitempty"`  // opSetup
-	ID     string   `json:"id,omitempty"`     // opStart, opSignal
-	Cmd    *command `json:"cmd,omitempty"`    // opStart; stdout and stderr travel along
+	ID     string   `json:"id,omitempty"`     // opStart, opSignal, opTerminal
+	Cmd    *command `json:"cmd,omitempty"`    // opStart, whose stdout and stderr travel along, and opTerminal
 	Signal int      `json:"signal,omitempty"` // opSignal
 	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
 	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
+	Size   *size    `json:"size,omitempty"`   // opTerminal
+
+	Network string `json:"network,omitempty"` // opDial
+	Most    int64  `json:"most,omitempty"`    // opUsage: at more memory than this, init looks closely
 }
 
 const (
-	opSetup  = "setup"
-	opPing   = "ping"
-	opStart  = "start"
-	opSignal = "signal"
-	opRead   = "read"
-	opWrite  = "write"
-	opCommit = "commit"
-	opAbort  = "abort"
+	opSetup   = "setup"
+	opPing    = "ping"
+	opStart   = "start"
+	opSignal  = "signal"
+	opRead    = "read"
+	opWrite   = "write"
+	opCommit  = "commit"
+	opAbort   = "abort"
+	opHalt    = "halt"     // everything but init stops
+	opWake    = "wake"     // and goes on
+	opKillAll = "kill-all" // everything but init
 )
 
 // A setup is the first order.
@@ -59,6 +66,8 @@ type answer struct {
 	Ended *ended       `json:"ended,omitempty"`
 	Exit  sandbox.Exit `json:"exit"`           // of an opStart whose program could not run: Note says why
 	Note  string       `json:"note,omitempty"` // for the process's stderr
+
+	Usage *sandbox.Usage `json:"usage,omitempty"` // opUsage
 }
 
 type ended struct {

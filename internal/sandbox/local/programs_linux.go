@@ -3,8 +3,10 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,6 +66,11 @@ type programs struct {
 	ids  map[int]string // pid to id, of those that run
 	pids map[string]int // id to pid, also of those that ended: their group may live
 	born chan struct{}  // wakes a reaper that had nobody to wait for
+
+	limits sandbox.Limits
+
+	adj *os.File // init's own oom_score_adj
+	own int      // what stands in it
 }
 
 // run starts the reaper.
@@ -102,6 +109,9 @@ func (p *programs) reap(in *initProcess) {
 		}
 		if id, ok := p.ids[pid]; ok {
 			delete(p.ids, pid)
+			if !sandbox.ValidID(id) {
+				delete(p.pids, id) // a terminal's: it is hung up already
+			}
 			// When nobody hears it there is no supervisor either.
 			_ = in.answer(answer{Ended: &ended{ID: id, Exit: exitOf(status)}})
 		}
@@ -136,13 +146,11 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 	if o.Cmd == nil || len(o.Cmd.Args) == 0 || len(files) != 2 {
 		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "the order is incomplete")
 	}
-	dir := string(o.Cmd.Dir)
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "folder %q: %w", dir, err)
+	if err := checkDir(op, string(o.Cmd.Dir)); err != nil {
+		return sandbox.Exit{}, "", err
 	}
-	unix.Close(fd)
 	var stdin *os.File
+	var err error
 	if len(o.Cmd.Stdin) > 0 {
 		stdin, err = openRegular(string(o.Cmd.Stdin))
 	} else {
@@ -152,6 +160,20 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "standard input: %w", err)
 	}
 	defer stdin.Close()
+	return in.execute(op, o, []uintptr{stdin.Fd(), files[0].Fd(), files[1].Fd()}, &syscall.SysProcAttr{Setsid: true})
+}
+
+func checkDir(op, dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fault.New(op, fault.Invalid, "folder %q: %w", dir, err)
+	}
+	return unix.Close(fd)
+}
+
+// execute runs the program of o as the agent.
+func (in *initProcess) execute(op string, o order, files []uintptr, sys *syscall.SysProcAttr) (sandbox.Exit, string, error) {
+	dir := string(o.Cmd.Dir)
 	args := make([]string, len(o.Cmd.Args))
 	for i, a := range o.Cmd.Args {
 		args[i] = string(a)
@@ -159,10 +181,7 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 	env := mergeEnv(environment(), o.Cmd.Env)
 	program, err := lookPath(args[0], dir, env)
 	if err == nil {
-		attr := &syscall.ProcAttr{
-			Dir: dir, Env: env, Files: []uintptr{stdin.Fd(), files[0].Fd(), files[1].Fd()},
-			Sys: &syscall.SysProcAttr{Setsid: true},
-		}
+		attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: files, Sys: sys}
 		if in.id.Root {
 			attr.Sys.Credential = &syscall.Credential{Uid: agentID, Gid: agentID}
 		}
@@ -185,9 +204,16 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 func (p *programs) start(id, program string, args []string, attr *syscall.ProcAttr) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.setAdj(min(p.own+victimAdj, 1000)); err != nil {
+		return err
+	}
 	pid, err := syscall.ForkExec(program, args, attr)
+	_ = p.setAdj(p.own) // what it was before it can be again
 	if err != nil {
 		return err
+	}
+	if attr.Sys.Credential == nil {
+		limitProgram(pid, p.limits)
 	}
 	// The kernel gives a number again only when no process and no group has
 	// it: whoever had it before is gone, with the whole group.
@@ -245,4 +271,36 @@ func executable(p string) error {
 		return unix.EACCES
 	}
 	return unix.Faccessat2(unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
+}
+
+// victimAdj is how much sooner than init the kernel kills a program for want
+// of memory: as if it used half of what there is. Nobody needs a privilege to
+// offer himself, and a program can take it back as far as init's own, where
+// its size decides.
+const victimAdj = 500
+
+// victims makes what is started from now on be killed before init. The file
+// is opened while init still may: without privileges, and not dumpable, it
+// could not be.
+func (p *programs) victims() error {
+	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var buf [16]byte
+	n, err := f.Read(buf[:])
+	if err == nil || errors.Is(err, io.EOF) {
+		p.own, err = strconv.Atoi(strings.TrimSpace(string(buf[:n])))
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	p.adj = f
+	return nil
+}
+
+// setAdj sets init's own, which its next child inherits.
+func (p *programs) setAdj(to int) error {
+	_, err := p.adj.WriteAt([]byte(strconv.Itoa(to)), 0)
+	return err
 }

@@ -44,7 +44,6 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 			return sandbox.Ref{}, err
 		}
 	}
-	p.warnLimits(ctx, spec)
 	ref, err = p.make(ctx, r)
 	if err != nil {
 		return sandbox.Ref{}, p.ctxFault(ctx, op, err)
@@ -149,10 +148,8 @@ func (p *Provider) make(ctx context.Context, r record) (ref sandbox.Ref, err err
 		if err := box.writeJSON(specFile, r); err != nil {
 			return err
 		}
-		for _, d := range []string{procDir, fsDir} {
-			if err := os.Mkdir(filepath.Join(temp, d), 0o700); err != nil {
-				return err
-			}
+		if err := os.Mkdir(filepath.Join(temp, fsDir), 0o700); err != nil {
+			return err
 		}
 		if err := os.Rename(temp, p.boxPath(r.Key)); err != nil {
 			return err
@@ -196,7 +193,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	defer heard.Close()
 	cmd := &exec.Cmd{
 		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
-		Env: []string{}, // not ours: it holds keys
+		Env: runtimeSettings(), // not ours: it holds keys
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
@@ -223,6 +220,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 		_ = cmd.Wait()         // how it ended was said
 		return err
 	}
+	p.tellLimits(ctx, g.Missing)
 	go func() { _ = cmd.Wait() }() // it is our child until we die; nobody asks how it ended
 	return nil
 }
@@ -276,6 +274,21 @@ func gone(op string, h handle) error {
 	return fault.New(op, fault.NotFound, "sandbox %q is gone", h.Key)
 }
 
+// Usage asks the supervisor.
+func (p *Provider) Usage(ctx context.Context, ref sandbox.Ref) (sandbox.Usage, error) {
+	const op = "local: usage"
+	a, err := p.attach(ctx, op, ref)
+	if err != nil {
+		return sandbox.Usage{}, err
+	}
+	defer a.Close()
+	r, err := a.ask(ctx, op, request{Op: opUsage})
+	if err != nil || r.Usage == nil {
+		return sandbox.Usage{}, err
+	}
+	return *r.Usage, nil
+}
+
 // Destroy asks the supervisor to end the sandbox, and does it itself where
 // there is none any more or none that answers.
 func (p *Provider) Destroy(ctx context.Context, ref sandbox.Ref) error {
@@ -324,7 +337,13 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 				return err
 			}
 			p.log.WarnContext(ctx, "supervisor is killed: it could not destroy its sandbox", "sandbox", h.Key, "err", err)
-			if err := killProcess(ctx, h.Supervisor); err != nil {
+			// The one that the folder names: a ref comes from workflow
+			// history, where others may have written.
+			var own handle
+			if err := box.readJSON(refFile, &own); err != nil {
+				return err
+			}
+			if err := killProcess(ctx, own.Supervisor); err != nil {
 				return err
 			}
 		}
@@ -441,5 +460,7 @@ func (p *Provider) info(ctx context.Context, path string) (*sandbox.Info, error)
 	if err := box.readJSON(refFile, &h); err != nil {
 		return nil, ignoreGone(err)
 	}
-	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created}, nil
+	var st unix.Stat_t
+	paused := unix.Fstatat(box.fd(), pausedFile, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created, Paused: paused}, nil
 }

@@ -49,6 +49,10 @@ func (s *supervisor) talk(c *net.UnixConn) {
 	if _, err := l.receive(&q); err != nil {
 		return // a worker that died, or nobody of ours
 	}
+	if q.Op == opTerminal {
+		s.serveTerminal(q, l)
+		return
+	}
 	r := response{Version: protocol}
 	// A worker that goes away is waited for no longer.
 	gone := make(chan struct{})
@@ -101,6 +105,10 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.freeze(q.Base)
 	case opDeadline:
 		return nil, s.alarm.set(q.Deadline)
+	case opPause:
+		return nil, s.pause()
+	case opResume:
+		return nil, s.resume()
 	}
 	if err := s.usable(op); err != nil && q.Op != opProcess && q.Op != opWait && q.Op != opSignal {
 		return nil, err
@@ -108,6 +116,10 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 	switch q.Op {
 	case opHealth:
 		_, err := s.order(order{Op: opPing})
+		return nil, err
+	case opUsage:
+		u, err := s.usage()
+		r.Usage = &u
 		return nil, err
 	case opStart:
 		return nil, s.start(q)
@@ -117,6 +129,8 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.signal(q)
 	case opRead, opWrite:
 		return s.openFile(q)
+	case opDial:
+		return s.openSocket(q)
 	}
 	return nil, fault.New(op, fault.Unsupported, "this supervisor does not know %q", cut(q.Op)).
 		Hinted("It was started by an older version of this program; it goes away with its sandbox.")
@@ -129,6 +143,8 @@ func (s *supervisor) usable(op string) error {
 	switch s.state {
 	case used:
 		return fault.New(op, fault.Conflict, "the sandbox was frozen and can only be destroyed")
+	case spent:
+		return fault.New(op, fault.Lost, "the sandbox ran out of memory and can only be destroyed")
 	case dying:
 		return fault.New(op, fault.NotFound, "the sandbox is being destroyed")
 	}
@@ -137,7 +153,7 @@ func (s *supervisor) usable(op string) error {
 
 // order has init do something that returns no file.
 func (s *supervisor) order(o order, fds ...int) (answer, error) {
-	a, files, err := s.orders.do(o, fds...)
+	a, files, err := s.command(o, fds...)
 	closeAll(files)
 	if err != nil {
 		return answer{}, err
@@ -159,7 +175,7 @@ func (s *supervisor) openFile(q request) (*writable, error) {
 	if !cleanAbsolute(string(q.Path)) || string(q.Path) == "/" {
 		return nil, fault.New(op, fault.Invalid, "%q is not a clean absolute path of a file", cut(string(q.Path)))
 	}
-	a, files, err := s.orders.do(order{Op: q.Op, Path: q.Path})
+	a, files, err := s.command(order{Op: q.Op, Path: q.Path})
 	if err == nil {
 		err = a.Fault.err(op)
 	}
@@ -186,7 +202,8 @@ func (s *supervisor) finishWrite(l *link, file *writable) {
 	if _, err := l.receive(&q); err == nil && q.Op == opCommit {
 		end.Op = opCommit
 	}
-	_, err := s.order(end)
+	// Also one that was begun before a pause comes to its end, after it.
+	_, err := s.orderAwake(end)
 	_ = l.send(response{Version: protocol, Fault: toWire(err)})
 }
 
@@ -263,6 +280,7 @@ func (o *orders) do(q order, fds ...int) (answer, []*os.File, error) {
 // hear passes on what init says until it dies. A thing that makes no sense
 // comes from an init that is no longer ours: it is killed.
 func (o *orders) hear(s *supervisor) {
+	defer close(s.heard)
 	defer o.link.conn.Close()
 	for {
 		var a answer

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Supervise is the body of the sandbox-supervisor program and of any command
@@ -46,6 +49,12 @@ const (
 	sealedWord = "init-sealed" // init, once its program is out of everybody's reach
 )
 
+// runtimeSettings is the whole environment of a supervisor and of init: they
+// wait most of the time, and share the processors with many others. A second
+// processor each would cost a sandbox half a megabyte; and without a word on
+// it, Go reads the list of mounts and looks once a second for a new limit.
+func runtimeSettings() []string { return []string{"GOMAXPROCS=1"} }
+
 // patience bounds what a supervisor waits for the kernel while it tidies up.
 const patience = 30 * time.Second
 
@@ -58,8 +67,11 @@ type supervisor struct {
 
 	init     *exec.Cmd
 	initDone chan struct{} // closed when everything in the sandbox is dead
+	heard    chan struct{} // closed when init has said its last
 	orders   orders
 	left     remains
+	group    *cgroup.Group
+	missing  []sandbox.Limit // that the group does not enforce; settled before the sandbox is ready
 	gateway  *forwarder
 	alarm    *alarm
 
@@ -70,13 +82,17 @@ type supervisor struct {
 	mu        sync.Mutex
 	state     state
 	processes map[string]*process
+	terminals terminals
+	ooms      int           // kills for want of memory that are known of
+	lastOOM   time.Time     // when the last of them became known
+	killing   chan struct{} // while everything in the sandbox is being killed; closed when that is done
+	diskUse   int64         // bytes, when it was last looked at
 	serving   sync.WaitGroup
+
+	still stillness
 }
 
 func supervisorMain(argv []string, path string) int {
-	// Init dies with the thread that started it. This one lives as long as
-	// the program.
-	runtime.LockOSThread()
 	life := os.NewFile(lifeFD, "life")
 	defer life.Close()
 	unix.CloseOnExec(lifeFD)
@@ -85,17 +101,18 @@ func supervisorMain(argv []string, path string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	closeStray(greetingFD + 1)
 	unix.Umask(0o077)
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP) // and nothing more: workers come and go
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP) // workers come and go
 
 	s, err := newSupervisor(path, log)
 	if err == nil {
 		s.argv = append([]string{filepath.Base(argv[0])}, argv[1:]...)
 		err = s.open()
 	}
-	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err)})
+	var missing []sandbox.Limit
+	if err == nil {
+		missing = s.missing
+	}
+	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err), Missing: missing})
 	if encodeErr == nil {
 		_, encodeErr = hello.Write(frame)
 	}
@@ -112,6 +129,8 @@ func supervisorMain(argv []string, path string) int {
 		// worker that asks for the key gets it.
 		log.Info("nobody waits for this sandbox", "err", encodeErr)
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
 	select {
 	case <-stop:
 		_ = s.end("signal")
@@ -142,8 +161,8 @@ func closeStray(first int) {
 		return
 	}
 	for _, e := range entries {
-		var fd int
-		if _, err := fmt.Sscan(e.Name(), &fd); err != nil || fd < first {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < first {
 			continue
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -160,7 +179,7 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 	}
 	s := &supervisor{
 		box: box, log: log, state: starting, processes: map[string]*process{},
-		initDone: make(chan struct{}), over: make(chan struct{}),
+		initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
 	}
 	if err := box.readJSON(specFile, &s.record); err != nil {
 		return nil, err
@@ -193,35 +212,32 @@ func (s *supervisor) open() (err error) {
 		return err
 	}
 	go s.ring()
-	if err := makeLayers(s.record, s.box.path); err != nil {
-		return fileFault("make folders", err)
-	}
-	group := s.openCgroup()
-	if group != nil {
-		defer group.Close()
-	}
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
-	var fds []int
-	if s.record.Identity.Root {
-		mounts, err := openMounts(s.record, s.box.path)
-		defer closeMounts(mounts)
-		if err != nil {
-			return refusal("open mounts", err)
-		}
-		set.Mounts = mounts
-		for _, m := range mounts {
-			fds = append(fds, m.fd)
-		}
-	}
-	if err := s.startInit(group); err != nil {
+	prepared := make(chan error, 1)
+	go func() { prepared <- set.prepare() }() // init takes as long to start
+	s.openGroup()
+	cloned, err := s.startInit()
+	err = errors.Join(<-prepared, err)
+	defer closeMounts(set.Mounts)
+	if err != nil {
 		return err
 	}
+	var fds []int
+	for _, m := range set.Mounts {
+		fds = append(fds, m.fd)
+	}
+	joined := s.joinGroup(cloned)
 	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
+	<-joined
 	if err == nil {
 		err = a.Fault.err("start sandbox")
 	}
 	if err != nil {
 		closeAll(files)
+		if s.group.OOMs() > 0 {
+			return fault.New("start sandbox", fault.Invalid, "%d bytes of memory are too few for this host's init", s.record.Limits.MemoryBytes).
+				Hinted("Give each sandbox more with --memory SIZE.")
+		}
 		return err
 	}
 	if s.record.Gateway != "" {
@@ -236,74 +252,101 @@ func (s *supervisor) open() (err error) {
 	return s.listen()
 }
 
-// openCgroup returns the sandbox's cgroup, or nil where there can be none.
-func (s *supervisor) openCgroup() *os.File {
-	parent := cgroupParent()
-	if parent == "" {
-		return nil
+// prepare makes what init will be given. As root that is all mounts; another
+// user's init opens them itself.
+func (s *setup) prepare() (err error) {
+	if err := makeLayers(s.Record, s.Box); err != nil {
+		return fileFault("make folders", err)
 	}
-	// The name is written down before the folder is made: whoever tidies up
-	// after a crash finds it, and it is never anybody else's.
-	s.left.Cgroup = filepath.Join(parent, cgroupPrefix+s.record.Instance)
-	err := s.box.writeJSON(runFile, s.left)
-	if err == nil {
-		var group *os.File
-		if group, err = makeCgroup(s.left.Cgroup); err == nil {
-			return group
-		}
+	if s.Record.Identity.Root {
+		s.Mounts, err = openMounts(s.Record, s.Box)
 	}
-	s.log.Info("no cgroup", "err", err)
-	return nil
+	return refusal("open mounts", err)
 }
 
-// namespaces are what separates a sandbox from the host.
+// namespaces are what separates a sandbox from the host. See clockNamespace for
+// one more.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
 
-// startInit starts this program again as PID 1 of new namespaces.
-func (s *supervisor) startInit(group *os.File) error {
+// clockNamespace is the flag of a time namespace, or 0 on a kernel that has
+// none (before Linux 5.6). Its clocks show what the host's do: they can be set
+// only as long as nobody is in it, and a process that is cloned into it is.
+// The flag exists in clone3 only, which Go uses when it sees it; clone has a
+// signal number in its place.
+func clockNamespace() uintptr {
+	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
+		return 0
+	}
+	return unix.CLONE_NEWTIME
+}
+
+// startInit starts this program again as PID 1 of new namespaces, and says
+// whether the kernel could put it into the cgroup at that.
+func (s *supervisor) startInit() (cloned bool, err error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer theirs.Close()
 	s.orders.open(ours, s.initDone)
+	clock := clockNamespace()
 	start := func() error {
 		s.init = &exec.Cmd{
-			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: []string{}, Dir: "/",
+			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: runtimeSettings(), Dir: "/",
 			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
 			SysProcAttr: initAttr(s.record.Identity),
 		}
-		if group != nil {
-			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(group.Fd())
+		s.init.SysProcAttr.Cloneflags |= clock
+		if cloned {
+			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(s.group.Dir().Fd())
 		}
 		return s.init.Start()
 	}
-	err = start()
-	if err != nil && group != nil {
-		// Where a process cannot be put into the cgroup, the sandbox does
-		// without; what else is wrong shows again.
-		s.log.Info("no cgroup", "err", err)
-		group = nil
-		err = start()
-	}
-	if err != nil {
+	cloned = s.group.Dir() != nil
+	started := make(chan error)
+	go func() {
+		// Init dies with the thread that started it. This one does nothing
+		// else from now on.
+		runtime.LockOSThread()
+		err := start()
+		if err != nil && cloned {
+			// It may still be let in later; what else is wrong shows again.
+			s.log.Info("not born into the cgroup", "err", err)
+			cloned = false
+			err = start()
+		}
+		if err != nil && clock != 0 {
+			// Where a filter of a container around us refuses clone3, the
+			// sandbox does without.
+			s.log.Info("no time namespace", "err", err)
+			clock = 0
+			err = start()
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		// The first process of a pid namespace is reaped after all others.
+		err = s.init.Wait()
+		s.log.Info("init ended", "how", fmt.Sprint(err))
+		<-s.heard
+		spent := s.bereaved()
+		close(s.initDone)
+		if !spent {
+			s.initGone()
+		}
+	}()
+	if err := <-started; err != nil {
 		_ = ours.Close()
 		close(s.initDone)
 		s.init = nil
-		return cloneFault(err)
+		return false, cloneFault(err)
 	}
-	go func() {
-		// The first process of a pid namespace is reaped after all others.
-		err := s.init.Wait()
-		s.log.Info("init ended", "how", fmt.Sprint(err))
-		close(s.initDone)
-		s.initGone()
-	}()
 	go s.orders.hear(s)
 	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
-		return err
+		return false, err
 	}
-	return s.box.writeJSON(runFile, s.left)
+	return cloned, s.box.writeRemains(s.left)
 }
 
 func initAttr(id identity) *syscall.SysProcAttr {
@@ -361,6 +404,7 @@ func (s *supervisor) listen() error {
 		return errors.New("init died")
 	default:
 	}
+	go s.watch()
 	go s.serve(l)
 	return s.box.writeJSON(refFile, handle{Key: s.record.Key, Instance: s.record.Instance, Supervisor: self})
 }
@@ -385,6 +429,7 @@ func (s *supervisor) setState(to state) {
 func (s *supervisor) kill() {
 	if s.init != nil {
 		_ = s.init.Process.Kill() // an error: it is dead already
+		s.letDie()
 	}
 	<-s.initDone
 }
@@ -405,7 +450,7 @@ func (s *supervisor) end(why string) error {
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	s.overBy = errors.Join(removeCgroup(ctx, s.left.Cgroup), s.box.remove(s.record.Dir))
+	s.overBy = errors.Join(s.removeGroup(ctx), s.box.remove(s.record.Dir))
 	if s.overBy != nil {
 		s.log.Error("not everything could be removed", "err", s.overBy)
 	}
@@ -424,7 +469,7 @@ func (s *supervisor) abandon() {
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := removeCgroup(ctx, s.left.Cgroup); err != nil {
+	if err := s.removeGroup(ctx); err != nil {
 		s.log.Error("cgroup not removed", "err", err)
 	}
 }

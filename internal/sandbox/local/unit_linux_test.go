@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -197,21 +198,6 @@ func TestLockIsLetGoByTheLastCopy(t *testing.T) {
 	}
 }
 
-func TestCgroupsThatAreNotOursAreLeftAlone(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), cgroupPrefix+"x")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range []string{"", dir, "/sys/fs/cgroup", "/no/such"} {
-		if err := removeCgroup(t.Context(), path); err != nil {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
-	if _, err := os.Stat(dir); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestFaultsCrossTheWire(t *testing.T) {
 	in := fault.New("op", fault.Full, "no room for %s", strings.Repeat("x", 2*maxText)).Hinted("Make some.")
 	b, err := json.Marshal(toWire(in))
@@ -234,11 +220,11 @@ func TestFaultsCrossTheWire(t *testing.T) {
 func TestCheckFindsWhatWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "state")
 	found := Check(t.Context(), testOptions(dir))
-	if len(found) != 4 {
+	if len(found) != 8 {
 		t.Fatalf("%d findings: %v", len(found), found)
 	}
 	for _, f := range found {
-		if !f.OK && f.Name != "cgroup" { // which an ordinary user does without
+		if !f.OK && !f.Optional { // an ordinary user does without cgroups
 			t.Errorf("%s\n%s", f, f.Hint)
 		}
 		if f.Text == "" || f.OK != (f.Hint == "") {
@@ -302,37 +288,36 @@ func TestSuperviseByHandExplainsItself(t *testing.T) {
 		}
 	}
 }
-
-func TestForgottenCgroupsAreSweptAndOthersAreNot(t *testing.T) {
-	parent := cgroupParent()
-	if parent == "" {
-		t.Skip("there is no cgroup v2 folder here that this user may write to")
+func TestTheLastWholeLineOfALifeFileHolds(t *testing.T) {
+	dir := t.TempDir()
+	f, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
-	forgotten := filepath.Join(parent, cgroupPrefix+newInstance())
-	strange := filepath.Join(parent, cgroupPrefix+"of-somebody-else")
-	for _, dir := range []string{forgotten, strange} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
+	defer f.Close()
+	if left, err := f.readRemains(); err != nil || !reflect.DeepEqual(left, remains{}) {
+		t.Errorf("without a file: %+v, %v", left, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, lifeFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := remains{Init: processID{PID: 7, Start: 8, Boot: "b"}, Cgroups: []string{"/c"}}
+	for _, left := range []remains{{Cgroups: []string{"/c"}}, want} {
+		if err := f.writeRemains(left); err != nil {
 			t.Fatal(err)
 		}
-		defer unix.Rmdir(dir)
 	}
-	_, sb := newSandbox(t, newProvider(t), testSpec("lives"))
-	if err := sweepCgroups(parent, time.Now()); err != nil {
+	torn, err := os.OpenFile(filepath.Join(dir, lifeFile), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(forgotten); err != nil {
-		t.Errorf("swept before its time: %v", err)
-	}
-	if err := sweepCgroups(parent, time.Now().Add(2*orphanAge)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(forgotten); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("not swept: %v", err)
-	}
-	if _, err := os.Stat(strange); err != nil {
-		t.Errorf("another's was swept: %v", err)
-	}
-	if err := sb.Health(t.Context()); err != nil {
-		t.Error(err)
+	defer torn.Close()
+	for _, text := range []string{"", `{"init":{"pid":9`} {
+		if _, err := torn.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := f.readRemains(); err != nil || !reflect.DeepEqual(left, want) {
+			t.Errorf("%+v, %v", left, err)
+		}
 	}
 }

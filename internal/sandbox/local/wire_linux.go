@@ -20,8 +20,9 @@ import (
 //
 // protocol is the version of what the worker says to the supervisor. Fields
 // are added, never re-meant, and a supervisor answers what it does not know
-// with fault.Unsupported, so that each side can be the older one.
-const protocol = 1
+// with fault.Unsupported, so that each side can be the older one. Version 2
+// added opPause, opResume, opTerminal and opDial.
+const protocol = 2
 
 const (
 	maxRequest = 8 << 20   // arguments and environment, which the kernel bounds at 2 MiB, in base64

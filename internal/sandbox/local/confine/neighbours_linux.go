@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"unsafe"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,23 +19,20 @@ import (
 //
 // The second is the host's handler of crashes. It runs as root, with words of
 // whoever crashed as its arguments, whatever the limit for core files is,
-// unless it is 1 byte (core(5); fs/coredump.c). Everybody may lower a limit.
-// Here, who sets that one is told that it was done.
+// unless it is 1 byte (core(5); fs/coredump.c), which [Resources] makes it.
+// Everybody may lower a limit. Here, who sets that one is told that it was done.
 //
 // The third are all who use asynchronous I/O on the host: they share one
 // counter, fs.aio-max-nr, which a single process can fill.
 func Neighbours() error {
-	info, err := arch.GetInfo("")
-	if err != nil {
-		return err
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
-		return os.NewSyscallError("setrlimit", err)
+	native, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	if !ok {
+		return errors.ErrUnsupported
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("no_new_privs", err)
 	}
-	code := compile(uint32(info.ID), neighbours)
+	code := compile(native, neighbours)
 	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
 	runtime.KeepAlive(code)
