@@ -330,10 +330,10 @@ func litter(args []string) error {
 		return err
 	}
 	make := func(name string, i int) error {
-		switch {
-		case i%100 == 1:
+		switch i % 100 {
+		case 1:
 			return os.Symlink("/etc/passwd", name)
-		case i%100 == 2:
+		case 2:
 			name += oddNames[i/100%8]
 		}
 		fd, err := unix.Open(name, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o400)

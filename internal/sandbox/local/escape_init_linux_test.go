@@ -93,10 +93,14 @@ func frame(t testing.TB, v any) []byte {
 }
 
 // sleeper starts a process that lives until it is killed, at the latest when
-// the test ends. The channel is closed when it is dead.
+// the test ends, in whatever way. The channel is closed when it is dead.
 func sleeper(t testing.TB) (*os.Process, <-chan struct{}) {
 	t.Helper()
-	cmd := self(t, attackWord, "wait")
+	cmd := self(t, attackWord, "stay")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +110,7 @@ func sleeper(t testing.TB) (*os.Process, <-chan struct{}) {
 		close(dead)
 	}()
 	t.Cleanup(func() {
+		stdin.Close()
 		_ = cmd.Process.Kill()
 		<-dead
 	})
@@ -197,15 +202,20 @@ func TestASupervisorIsNotConfusedByInit(t *testing.T) {
 		all.Go(func() { d.ended("x", sandbox.Exit{Code: 9}) })
 	}
 	all.Wait()
-	go func() { // init is asked once more, and answers three times
+	all.Go(func() { // init is asked once more, and answers three times
 		var o order
-		if _, err := d.link.receive(&o); err == nil {
-			for range 3 {
-				d.say(t, frame(t, answer{Seq: o.Seq, Fault: &wireFault{Kind: "made_up", Text: strings.Repeat("x", 2*maxText), Hint: "h"}}))
+		if _, err := d.link.receive(&o); err != nil {
+			t.Error(err)
+			return
+		}
+		for range 3 {
+			if err := d.link.send(answer{Seq: o.Seq, Fault: &wireFault{Kind: "made_up", Text: strings.Repeat("x", 2*maxText), Hint: "h"}}); err != nil {
+				t.Error(err)
 			}
 		}
-	}()
+	})
 	_, err = d.order(order{Op: opPing})
+	all.Wait()
 	if fault.KindOf(err) != fault.Internal || len(err.Error()) > maxText+100 {
 		t.Errorf("kind %s, %d bytes", fault.KindOf(err), len(err.Error()))
 	}
@@ -260,14 +270,20 @@ func TestAFileFromInitMustBeAFile(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			init, _ := sleeper(t)
 			d := newDummy(t, init)
-			go func() {
-				var o order
-				if _, err := d.link.receive(&o); err == nil {
-					d.say(t, frame(t, answer{Seq: o.Seq}), row.fds...)
-				}
-			}()
 			before := descriptors(t)
+			var all sync.WaitGroup
+			all.Go(func() {
+				var o order
+				_, err := d.link.receive(&o)
+				if err == nil {
+					err = d.link.send(answer{Seq: o.Seq}, row.fds...)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
 			f, err := d.openFile(request{Op: opRead, Path: []byte("/workspace/x")})
+			all.Wait()
 			if (err == nil) != row.ok {
 				t.Errorf("%v", err)
 			}
@@ -345,6 +361,10 @@ func TestDestroyKillsNobodyThatARefNames(t *testing.T) {
 	if err := unix.Kill(h.Supervisor.PID, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the supervisor is stopped", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.Supervisor.PID))
+		return err == nil && bytes.Contains(b, []byte(") T "))
+	})
 	forged := h
 	forged.Supervisor = id
 	if err := p.Destroy(t.Context(), forged.ref()); err != nil {
@@ -451,7 +471,9 @@ func FuzzWhatInitSays(f *testing.F) {
 		d := newDummy(t, dead)
 		p := &process{known: make(chan struct{}), done: make(chan struct{})}
 		close(p.known)
+		d.mu.Lock()
 		d.processes["x"] = p
+		d.mu.Unlock()
 		var all sync.WaitGroup
 		for _, op := range []string{opPing, opRead} {
 			all.Go(func() {
@@ -497,7 +519,10 @@ func FuzzWhatAWorkerSays(f *testing.F) {
 			}
 		}
 		d := newDummy(t, dead)
-		go func() {
+		var asked sync.WaitGroup
+		defer asked.Wait()
+		defer d.link.conn.Close()
+		asked.Go(func() {
 			for {
 				var o order
 				files, err := d.link.receive(&o)
@@ -505,10 +530,8 @@ func FuzzWhatAWorkerSays(f *testing.F) {
 				if err != nil {
 					return
 				}
-				for _, p := range []string{string(o.Path)} {
-					if (o.Op == opRead || o.Op == opWrite) && !cleanAbsolute(p) {
-						t.Errorf("init was asked for %q", p)
-					}
+				if (o.Op == opRead || o.Op == opWrite) && !cleanAbsolute(string(o.Path)) {
+					t.Errorf("init was asked for %q", o.Path)
 				}
 				if o.Op == opStart && (!sandbox.ValidID(o.ID) || checkCommand("", o.ID, o.Cmd) != nil) {
 					t.Errorf("init was asked to start %+v", o)
@@ -517,7 +540,7 @@ func FuzzWhatAWorkerSays(f *testing.F) {
 					return
 				}
 			}
-		}()
+		})
 		ours, theirs, err := socketPair()
 		if err != nil {
 			t.Fatal(err)

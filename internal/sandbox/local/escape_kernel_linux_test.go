@@ -31,7 +31,7 @@ func attackProcess(args []string) []probe {
 		if args[0] != "own" {
 			return strconv.Atoi(args[0])
 		}
-		child := exec.Command("/proc/self/exe", attackWord, "wait") //nolint:noctx // it dies with us
+		child := exec.Command("/proc/self/exe", attackWord, "wait") // it dies with us
 		child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 		said, err := child.StdoutPipe()
 		if err == nil {
@@ -323,6 +323,55 @@ func TestTheAgentHasNoKeyrings(t *testing.T) {
 	onHost(t, nil, "keys")
 }
 
+// attackCrash wants to be handled by the host when it crashes: not by a limit
+// of 1 for core files. It may lower the limit by either call, and name itself.
+func attackCrash([]string) (probes []probe) {
+	const newest, other = unix.SYS_PRLIMIT64, unix.SYS_SETRLIMIT
+	for _, way := range []struct {
+		what string
+		set  func(*unix.Rlimit) error
+	}{
+		{"as it is", func(*unix.Rlimit) error { return nil }},
+		{"after prlimit64", func(l *unix.Rlimit) error {
+			return call("", newest, 0, unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l)), 0).try()
+		}},
+		{"after prlimit64 by its number", func(l *unix.Rlimit) error {
+			return call("", newest, uintptr(os.Getpid()), unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l)), 0).try()
+		}},
+		{"after setrlimit", func(l *unix.Rlimit) error {
+			return call("", other, unix.RLIMIT_CORE, uintptr(unsafe.Pointer(l))).try()
+		}},
+	} {
+		probes = append(probes, probe{what: "have the host handle its crash, " + way.what, try: func() error {
+			if err := way.set(&unix.Rlimit{}); err != nil {
+				return err
+			}
+			var now unix.Rlimit
+			if err := unix.Getrlimit(unix.RLIMIT_CORE, &now); err != nil {
+				return err
+			}
+			if now.Cur == 1 {
+				return unix.EPERM
+			}
+			return nil
+		}})
+	}
+	return probes
+}
+
+// TestTheHostDoesNotHandleTheAgentsCrashes: where kernel.core_pattern names a
+// program, the kernel runs it as root of the host, whatever namespace the
+// crashed process was in, unless that one's limit is 1 byte.
+func TestTheHostDoesNotHandleTheAgentsCrashes(t *testing.T) {
+	_, sb := newSandbox(t, newProvider(t), withAttacker(t, testSpec("crash")))
+	inSandbox(t, sb, "crash")
+	onHost(t, nil, "crash")
+	// Whoever sets it is told that it was done: many programs insist.
+	if out := script(t, sb, "insist", "ulimit -c 0 && bash -c 'ulimit -c 0' && echo ok"); out != "ok" {
+		t.Error(out)
+	}
+}
+
 // attackHost opens what changes the whole machine, and changes nothing.
 func attackHost([]string) (probes []probe) {
 	for _, name := range []string{
@@ -409,8 +458,14 @@ func TestTheAgentMakesNoDevices(t *testing.T) {
 func attackSockets(names []string) (probes []probe) {
 	for i, what := range []string{"an abstract socket", "an abstract datagram socket", "a socket in the file system"} {
 		probes = append(probes, probe{what: "reach " + what + " of the host", try: func() error {
-			network := []string{"unix", "unixgram", "unix"}[i]
-			c, err := net.Dial(network, names[i]) //nolint:noctx // it answers at once
+			network, name := []string{"unix", "unixgram", "unix"}[i], names[i]
+			if filepath.IsAbs(name) { // and perhaps too long for an address
+				if err := os.Chdir(filepath.Dir(name)); err != nil {
+					return err
+				}
+				name = filepath.Base(name)
+			}
+			c, err := net.Dial(network, name)
 			if err == nil {
 				err = c.Close()
 			}
@@ -424,7 +479,7 @@ func TestTheAgentReachesNoSocketOfTheHost(t *testing.T) {
 	id := newInstance()
 	dir := t.TempDir()
 	t.Chdir(dir) // the path as a whole may be too long for an address
-	names := []string{"@stream-" + id, "@datagram-" + id, "socket"}
+	names := []string{"@stream-" + id, "@datagram-" + id, filepath.Join(dir, "socket")}
 	stream, err := net.Listen("unix", names[0])
 	if err != nil {
 		t.Fatal(err)
@@ -435,14 +490,14 @@ func TestTheAgentReachesNoSocketOfTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer datagram.Close()
-	file, err := net.Listen("unix", names[2])
+	file, err := net.Listen("unix", "socket")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
 	onHost(t, nil, "sockets", names...)
 	_, sb := newSandbox(t, newProvider(t), withAttacker(t, testSpec("sockets")))
-	inSandbox(t, sb, "sockets", names[0], names[1], filepath.Join(dir, names[2]))
+	inSandbox(t, sb, "sockets", names...)
 }
 
 // attackTerminal types into the terminal of whoever started it.
@@ -579,7 +634,7 @@ func TestTheAgentHasNoStrayDescriptors(t *testing.T) {
 func attackPrivileges(programs []string) (probes []probe) {
 	for _, program := range programs {
 		probes = append(probes, probe{what: "become somebody else by " + program, try: func() error {
-			out, err := exec.Command(program, attackWord, "who").Output() //nolint:noctx // it ends at once
+			out, err := exec.Command(program, attackWord, "who").Output()
 			if err == nil && strings.TrimSpace(string(out)) == fmt.Sprint(os.Getuid(), os.Getgid()) {
 				err = unix.EPERM
 			}

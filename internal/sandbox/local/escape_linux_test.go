@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,6 +42,7 @@ var attacks = map[string]func(args []string) []probe{
 	"mounts":     attackMounts,
 	"keys":       attackKeys,
 	"host":       attackHost,
+	"crash":      attackCrash,
 	"devices":    attackDevices,
 	"sockets":    attackSockets,
 	"terminal":   attackTerminal,
@@ -55,7 +57,11 @@ var deeds = map[string]func(args []string) error{
 		_, err := fmt.Println(os.Geteuid(), os.Getegid())
 		return err
 	},
-	"wait":         func([]string) error { return wait() },
+	"wait": func([]string) error { return wait() },
+	"stay": func([]string) error {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
+	},
 	"exhaust":      exhaust,
 	"watch-others": watchOthers,
 	"swap":         swap,

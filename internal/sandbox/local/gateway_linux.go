@@ -130,7 +130,7 @@ func (w *forwarder) close() {
 	if raw, err := w.listener.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	}
-	w.listener.Close()
+	_ = w.listener.Close() // nothing is lost with it
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for c := range w.conns {
