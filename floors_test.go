@@ -31,9 +31,9 @@ var floors = map[string][]string{
 	// 2: adapters, blind to each other
 	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
 	// What a local sandbox is made of, each blind to the others: its cgroup
-	// and limits, what its processes are kept from.
+	// and limits, what its processes are kept from, the layers of its bases.
 	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
-	"internal/sandbox/local":   {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine"},
+	"internal/sandbox/local":   {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
 	"internal/gateway":   {"internal/fault", "internal/fork"},
 	"internal/repo":      {"internal/fault", "internal/fork"},
 	"internal/artifact":  {"internal/fault"},

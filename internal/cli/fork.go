@@ -111,15 +111,13 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
 		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Mounts: set.Mounts,
 	}
-	if cmd.Flags().Changed("branch") {
-		if plan.Branch = strings.TrimPrefix(f.branch, "refs/heads/"); !validBranch(plan.Branch) {
-			return opts, usage("Give the name of a branch as \"git branch\" lists it.", "%q cannot be the name of a branch", f.branch)
-		}
+	var err error
+	if plan.Branch, err = branchFlag(cmd, f.branch); err != nil {
+		return opts, err
 	}
 	if len(f.name) > 100 || flat(f.name) != f.name {
 		return opts, usage("Use one line of at most 100 bytes.", "--name: %q", fork.Cut(f.name, 120))
 	}
-	var err error
 	if plan.Prompt, err = readPrompt(env, f.prompt); err != nil {
 		return opts, err
 	}
@@ -140,8 +138,35 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	return opts, err
 }
 
+// branchFlag returns the branch that --branch names, "" when it was not given.
+func branchFlag(cmd *cobra.Command, value string) (string, error) {
+	if !cmd.Flags().Changed("branch") {
+		return "", nil
+	}
+	branch := strings.TrimPrefix(value, "refs/heads/")
+	if !validBranch(branch) {
+		return "", usage("Give the name of a branch as \"git branch\" lists it.", "%q cannot be the name of a branch", value)
+	}
+	return branch, nil
+}
+
 // known checks the words of the plan that must be known to this program.
 func known(env *Env, plan fork.Plan) error {
+	if err := knownPlace(env, plan); err != nil {
+		return err
+	}
+	prices, err := loadPrices(env.Globals.Config)
+	if err != nil {
+		return err
+	}
+	if _, ok := prices.Resolve(plan.Model); !ok {
+		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
+	}
+	return nil
+}
+
+// knownPlace is known without the model.
+func knownPlace(env *Env, plan fork.Plan) error {
 	if _, err := agent.ByName(plan.Agent); err != nil {
 		return err
 	}
@@ -153,13 +178,6 @@ func known(env *Env, plan fork.Plan) error {
 		if _, err := set.Get(plan.Provider); err != nil {
 			return err
 		}
-	}
-	prices, err := loadPrices(env.Globals.Config)
-	if err != nil {
-		return err
-	}
-	if _, ok := prices.Resolve(plan.Model); !ok {
-		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
 	}
 	return nil
 }
@@ -265,10 +283,12 @@ func badTarget(dst string) string {
 
 // newRunID makes the id of a run: 32 random bits after the prefix, which a
 // person can still type.
-func newRunID() string {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
-	return fork.RunPrefix + hex.EncodeToString(b[:])
+func newRunID() string { return fork.RunPrefix + randomHex(4) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, see crypto/rand
+	return hex.EncodeToString(b)
 }
 
 func runFork(ctx context.Context, env *Env, opts forkOptions) error {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,6 +29,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/activities"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
@@ -246,6 +248,9 @@ func (h *Host) serveMetrics() (*metrics.Metrics, error) {
 
 // open reports whether the run may still use its sandboxes.
 func (h *Host) open(ctx context.Context, run string) (bool, error) {
+	if strings.HasPrefix(run, fork.PreparePrefix) {
+		return orchestrator.Preparing(ctx, h.o.Temporal, run)
+	}
 	d, err := h.o.Temporal.DescribeWorkflowExecution(ctx, run, "")
 	var gone *serviceerror.NotFound
 	if errors.As(err, &gone) {

@@ -27,7 +27,8 @@ const (
 	opWait     = "wait"    // the same, when it has ended
 	opDeadline = "deadline"
 	opFreeze   = "freeze"
-	opDestroy  = "destroy" // answered when everything but the supervisor itself is gone
+	opSnapshot = "snapshot" // called off when the worker goes away
+	opDestroy  = "destroy"  // answered when everything but the supervisor itself is gone
 )
 
 // A response answers a request.

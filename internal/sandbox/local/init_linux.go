@@ -88,6 +88,7 @@ type initProcess struct {
 	sending  sync.Mutex // answers come from the orders and from the reaper
 	programs programs
 	writes   map[uint64]*write
+	halted   map[int]bool // what had been stopped before opHold stopped all; nil: nothing is held
 }
 
 func (in *initProcess) answer(a answer, fds ...int) error {
@@ -119,6 +120,10 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		}
 	case opCommit, opAbort:
 		err = in.endWrite(o.Token, o.Op == opCommit)
+	case opHold:
+		err = in.hold()
+	case opLetGo:
+		in.letGo()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}

@@ -31,15 +31,21 @@
 //
 //	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
 //	                         fs/{workspace,home,tmp}  proc/p-<id>/{stdout,stderr,exit.json}
-//	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
+//	<Dir>/bases/<key>/       base.json used fs/{workspace,home,tmp} flat/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
-//	<Dir>/locks/             one of 64 locks is held while a key is changed
+//	<Dir>/locks/             one of 64 locks is held while a key is changed; bases, flatten
 //
 // A base holds the workspace, the home and /tmp of the sandbox it was frozen
 // from. A sandbox that starts from a base sees it as the lower layer of an
 // overlay. A base frozen from such a sandbox holds what was changed and
 // names the bases below it: nothing is copied, and inode numbers and times,
-// which a git index remembers, stay.
+// which a git index remembers, stay. Of a snapshot of a sandbox that lives on,
+// the files that it has changed are copied. A chain of bases that has become
+// long is copied into one layer in the background; whoever uses the chain
+// keeps it.
+//
+// Nobody writes to a base. Of the host's users, none but the worker's own and
+// root can reach it. Sandboxes see it through mounts that are read-only.
 //
 // Output goes straight from the agent's process into a file that is opened
 // for appending. Of [sandbox.Limits] nothing is enforced by this version; a
@@ -49,6 +55,7 @@ package local
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -79,6 +86,7 @@ type Provider struct {
 	dir        string
 	supervisor []string
 	log        *slog.Logger
+	sound      atomic.Bool // the state folder was found fit for sandboxes
 }
 
 var (

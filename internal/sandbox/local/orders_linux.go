@@ -32,6 +32,8 @@ const (
 	opWrite  = "write"
 	opCommit = "commit"
 	opAbort  = "abort"
+	opHold   = "hold"   // stop every process in the sandbox
+	opLetGo  = "let go" // and let those go on that opHold stopped
 )
 
 // A setup is the first order.

@@ -52,7 +52,12 @@ func (s *supervisor) talk(c *net.UnixConn) {
 	r := response{Version: protocol}
 	// A worker that goes away is waited for no longer.
 	gone := make(chan struct{})
-	if q.Op == opWait {
+	switch q.Op {
+	case opWrite:
+		// Until the file has its name, or is gone again.
+		s.changing.RLock()
+		defer s.changing.RUnlock()
+	case opWait, opSnapshot:
 		go func() {
 			defer close(gone)
 			_, _ = l.receive(&request{})
@@ -99,6 +104,8 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.end("asked to")
 	case opFreeze:
 		return nil, s.freeze(q.Base)
+	case opSnapshot:
+		return nil, s.snapshot(q.Base, gone)
 	case opDeadline:
 		return nil, s.alarm.set(q.Deadline)
 	}
@@ -110,6 +117,8 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		_, err := s.order(order{Op: opPing})
 		return nil, err
 	case opStart:
+		s.changing.RLock()
+		defer s.changing.RUnlock()
 		return nil, s.start(q)
 	case opProcess, opWait:
 		return nil, s.look(q, r, gone)

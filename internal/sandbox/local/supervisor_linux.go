@@ -24,8 +24,9 @@ import (
 // Supervise is the body of the sandbox-supervisor program and of any command
 // that stands in for it (see Options.Supervisor). It runs the supervisor of
 // one sandbox until the sandbox is gone, or, started again by the supervisor
-// inside the new namespaces, the sandbox's first process. It returns the exit
-// code of the program. Only a [Provider] calls the program, with arguments of
+// inside the new namespaces, the sandbox's first process; or it makes chains
+// of bases shorter until none is too long. It returns the exit code of the
+// program. Only a [Provider] calls the program, with arguments of
 // its own; args must be the last of the program's, as they came.
 func Supervise(args []string) int {
 	switch {
@@ -34,6 +35,8 @@ func Supervise(args []string) int {
 		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
 	case len(args) == 1 && args[0] == initWord:
 		return initMain()
+	case len(args) == 2 && args[0] == flattenWord:
+		return flattenMain(args[1])
 	}
 	fmt.Fprintln(os.Stderr, "This program owns one local sandbox. The worker starts it; there is nothing to do with it by hand.")
 	return 2
@@ -41,8 +44,9 @@ func Supervise(args []string) int {
 
 // The arguments of Supervise.
 const (
-	runWord  = "run"
-	initWord = "init"
+	runWord     = "run"
+	initWord    = "init"
+	flattenWord = "flatten"
 )
 
 // patience bounds what a supervisor waits for the kernel while it tidies up.
@@ -62,7 +66,13 @@ type supervisor struct {
 	gateway  *forwarder
 	alarm    *alarm
 
-	ending sync.Mutex    // held while the sandbox is frozen or destroyed
+	// changing is held shared while something is started or written in the
+	// sandbox, exclusively while nothing may be.
+	changing sync.RWMutex
+
+	asked  sync.Once
+	asking chan struct{} // closed when the sandbox shall end
+	ending sync.Mutex    // held while the sandbox is frozen, copied or destroyed
 	over   chan struct{} // closed when the sandbox is gone
 	overBy error         // what went wrong at that; read after over
 
@@ -159,7 +169,7 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 	}
 	s := &supervisor{
 		box: box, log: log, state: starting, processes: map[string]*process{},
-		initDone: make(chan struct{}), over: make(chan struct{}),
+		initDone: make(chan struct{}), over: make(chan struct{}), asking: make(chan struct{}),
 	}
 	if err := box.readJSON(specFile, &s.record); err != nil {
 		return nil, err
@@ -390,6 +400,7 @@ func (s *supervisor) kill() {
 
 // end destroys the sandbox, once. A second call waits for the first.
 func (s *supervisor) end(why string) error {
+	s.asked.Do(func() { close(s.asking) }) // a copy that is under way is called off
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	select {

@@ -234,7 +234,7 @@ func TestFaultsCrossTheWire(t *testing.T) {
 func TestCheckFindsWhatWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "state")
 	found := Check(t.Context(), testOptions(dir))
-	if len(found) != 4 {
+	if len(found) != 5 {
 		t.Fatalf("%d findings: %v", len(found), found)
 	}
 	for _, f := range found {
