@@ -30,8 +30,8 @@ lint: need $(GOLANGCI_LINT) $(WORKFLOWCHECK) ## every check that runs nothing of
 fuzz: need ## every fuzz target for FUZZTIME
 	scripts/fuzz.sh $(FUZZTIME)
 
-bench: need ## every benchmark, BENCHTIME each
-	scripts/bench.sh $(BENCHTIME)
+bench: need ## every benchmark, BENCHTIME each, and sandboxes beside their peers: writes docs/benchmarks.md; ONLY=sandbox,… N=100 DIR=/tmp
+	scripts/bench.sh $(BENCHTIME) $(ONLY:%=-only=%) $(N:%=-n=%) $(DIR:%=-dir=%)
 
 golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
 	scripts/golden.sh

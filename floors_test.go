@@ -33,11 +33,21 @@ var floors = map[string][]string{
 	// What a local sandbox is made of, each blind to the others: its cgroup
 	// and limits, what its processes are kept from, the layers of its bases.
 	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
-	"internal/sandbox/local":   {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
-	"internal/gateway":   {"internal/fault", "internal/fork"},
-	"internal/repo":      {"internal/fault", "internal/fork"},
-	"internal/artifact":  {"internal/fault"},
-	"internal/metrics":   {"internal/fork"},
+	// Assembles confine's filter of system calls, when that is built and tested.
+	"internal/sandbox/local/confine/filter": {},
+	"internal/sandbox/local":                {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
+	"internal/gateway":                      {"internal/fault", "internal/fork", "internal/gateway/ledger", "internal/gateway/governor", "internal/gateway/egress", "internal/gateway/openai"},
+	// What else a gateway is made of, each blind to the others: the pace of the
+	// fleet, the proxy to the rest of the world, what the APIs bill.
+	"internal/gateway/*": {"internal/fault", "internal/fork"},
+	// The money of the gateway, in a database that outlives every run. It is a
+	// package of its own because commands read it too.
+	"internal/gateway/ledger": {"internal/fault", "internal/fork"},
+	// Database servers for the tests of those who keep a ledger in one.
+	"internal/gateway/ledger/ledgertest": {},
+	"internal/repo":                      {"internal/fault", "internal/fork"},
+	"internal/artifact":                  {"internal/fault"},
+	"internal/metrics":                   {"internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:
 	// lock, endpoint file, control socket.
 	"internal/endpoint": {"internal/fault"},
@@ -62,7 +72,7 @@ var floors = map[string][]string{
 	"internal/engine": {"internal/fault", "internal/endpoint"},
 	// One worker process: gateway, activities, metrics and the task queues
 	// it serves. Both "worker" and the engine are made of it.
-	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway",
+	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger",
 		"internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator", "internal/activities"},
 
 	// Comes before everything else in the order of initialisation, so it
@@ -72,13 +82,15 @@ var floors = map[string][]string{
 	// 6: the face: knows the seams, not what is plugged in
 	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
-		"internal/host", "internal/metrics", "internal/gateway", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
+		"internal/host", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
 
 	// 7: main plugs everything in
 	"cmd/*": {"*"},
 
 	// beside the house: what builds and tests it, never shipped
 	"scripts/*": {},
+	// Measures a provider beside its peers, so it needs one.
+	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local"},
 }
 
 // quiet packages decide and never do: they may not reach the outside world.
@@ -94,9 +106,10 @@ var heavy = map[string]string{
 	"github.com/spf13/cobra":            "internal/cli",
 	"github.com/charmbracelet":          "internal/cli",
 	"gocloud.dev":                       "internal/artifact",
-	"modernc.org/sqlite":                "internal/gateway",
-	"github.com/pressly/goose":          "internal/gateway",
-	"github.com/elastic/go-seccomp-bpf": "internal/sandbox/local/confine",
+	"modernc.org/sqlite":                "internal/gateway/ledger",
+	"github.com/pressly/goose":          "internal/gateway/ledger",
+	"github.com/jackc/pgx":              "internal/gateway/ledger",
+	"github.com/elastic/go-seccomp-bpf": "internal/sandbox/local/confine/filter",
 	"github.com/landlock-lsm":           "internal/sandbox/local/confine",
 }
 

@@ -64,7 +64,10 @@ func checkHost(ctx context.Context, dir string) []cli.Finding {
 	var all []cli.Finding
 	for _, f := range local.Check(ctx, local.Options{Dir: dir, Supervisor: supervisor(), Logger: slog.New(slog.DiscardHandler)}) {
 		health := cli.Good
-		if !f.OK {
+		switch {
+		case !f.OK && f.Optional:
+			health = cli.Poor
+		case !f.OK:
 			health = cli.Bad
 		}
 		all = append(all, cli.Finding{Name: f.Name, Health: health, Text: f.Text, Hint: f.Hint})

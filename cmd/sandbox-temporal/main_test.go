@@ -92,12 +92,15 @@ func setUp(e *testscript.Env, bin string) error {
 	e.Vars = append(e.Vars,
 		"HOME="+home, "PATH="+path, "SANDBOX_TEMPORAL_HOME="+state, "STATE="+state,
 		"SANDBOX_TEMPORAL_PORT=0", "SANDBOX_TEMPORAL_UI_PORT=0", "METRICS_PORT=0",
-		"ANTHROPIC_API_KEY="+realKey, "GIT_CONFIG_NOSYSTEM=1",
+		"ANTHROPIC_API_KEY="+realKey, "OPENAI_API_KEY="+realKey, "GIT_CONFIG_NOSYSTEM=1",
 		"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@example.invalid", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@example.invalid",
 		"NO_COLOR=1", "TERM=dumb",
 	)
 	if claude := claudePath(); claude != "" {
 		e.Vars = append(e.Vars, "CLAUDE="+claude)
+	}
+	for name := range otherAgents {
+		e.Vars = append(e.Vars, strings.ToUpper(name)+"="+otherPath(name))
 	}
 	// Whatever happens in the script, its engine and its sandboxes go.
 	e.Defer(func() {
@@ -133,8 +136,28 @@ func claudePath() string {
 	return p
 }
 
+// otherAgents are where npm puts the native programs of agents of other makers.
+var otherAgents = map[string]string{
+	"codex":    "../../tests/node_modules/@openai/codex-linux-*/vendor/*/bin/codex",
+	"opencode": "../../tests/node_modules/opencode-linux-*/bin/opencode",
+}
+
+func otherPath(name string) string {
+	found, err := filepath.Glob(otherAgents[name])
+	if err != nil || len(found) == 0 {
+		return ""
+	}
+	path, err := filepath.Abs(found[0])
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
 func condition(name string) (bool, error) {
 	switch name {
+	case "codex", "opencode":
+		return otherPath(name) != "", nil
 	case "claude":
 		return claudePath() != "", nil
 	case "root":
@@ -164,6 +187,7 @@ func cmdStandin(ts *testscript.TestScript, _ bool, args []string) {
 	srv := httptest.NewServer(s.model)
 	ts.Defer(func() { s.model.Close(); srv.Close() })
 	ts.Setenv("ANTHROPIC_BASE_URL", srv.URL)
+	ts.Setenv("OPENAI_BASE_URL", srv.URL+"/v1")
 }
 
 // cmdRequests compares the number of model calls that were answered:

@@ -31,10 +31,10 @@ type Options struct {
 	Repo      *repo.Store
 	Artifacts *artifact.Store
 
-	// GatewayAddr is where host-bound sandboxes reach the gateway, as
-	// "unix:/path"; GatewayURL is where all others do, as a public https URL.
-	// Either may be empty.
-	GatewayAddr, GatewayURL string
+	// Doors are how host-bound sandboxes reach the gateway; nil: they do not.
+	// GatewayURL is where all others do, a public https URL; it may be empty.
+	Doors      Doors
+	GatewayURL string
 
 	// Program finds a program of this host that sandboxes are lent.
 	Program func(name string) (path string, err error)
@@ -50,6 +50,29 @@ type Options struct {
 	TempDir    string           // for bundles on their way; emptied by nobody else
 	Metrics    *metrics.Metrics // nil: nothing is recorded
 	Logger     *slog.Logger
+}
+
+// Doors are the ways from sandboxes of this host to the gateway, one for each.
+// They outlive the worker.
+type Doors interface {
+	// Open returns the address of the fork's door, as sandbox.Spec.Gateway
+	// takes it. A second call returns the same.
+	Open(ctx context.Context, d Door) (addr string, err error)
+
+	// Refused returns what the door did not let pass, lines of fork.Refusal.
+	Refused(run string, num int) ([]byte, error)
+
+	// Close closes the fork's door for good, and forgets what it refused. One
+	// that is not open is no error.
+	Close(run string, num int)
+}
+
+// A Door says whose it is and what may pass.
+type Door struct {
+	Run    string
+	Fork   int    // 0: the base
+	Egress string // as the user wrote it; empty: the default
+	Repo   string // where the run's repository is
 }
 
 // Activities does what workflows decide. It is safe for concurrent use.
@@ -73,6 +96,8 @@ func (a *Activities) Serve(w orchestrator.Registrar) {
 	orchestrator.ExecuteCommand.Serve(w, a.ExecuteCommand)
 	orchestrator.RunClaudeAgent.Serve(w, a.RunAgent)
 	orchestrator.RunAgent.Serve(w, a.RunAgent)
+	orchestrator.PauseSandbox.Serve(w, a.PauseSandbox)
+	orchestrator.ResumeSandbox.Serve(w, a.ResumeSandbox)
 	orchestrator.CollectResult.Serve(w, a.CollectResult)
 	orchestrator.CleanupSandbox.Serve(w, a.CleanupSandbox)
 	orchestrator.RecordMetrics.Serve(w, a.RecordMetrics)

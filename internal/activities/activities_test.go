@@ -21,6 +21,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
@@ -68,7 +69,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	gw, err := gateway.Open(ctx, gateway.Options{Dir: filepath.Join(dir, "gateway"), Prices: prices,
+	gw, err := gateway.Open(ctx, gateway.Options{Ledger: ledger.Options{Dir: filepath.Join(dir, "gateway")}, Prices: prices,
 		Credentials: func(context.Context) (gateway.Credentials, error) {
 			return gateway.Credentials{APIKey: "real-key", BaseURL: upstream.URL}, nil
 		}})
@@ -93,7 +94,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 	log := slog.New(slog.DiscardHandler)
 	w.Activities = New(Options{
 		Providers: sandbox.NewSet(w.fake), Gateway: gw, Repo: repo.New(repo.Options{Dir: filepath.Join(dir, "git"), Logger: log}), Artifacts: store,
-		GatewayAddr: "unix:" + socket, Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
+		Doors: oneDoor("unix:" + socket), Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
 		Program: func(string) (string, error) { return os.Executable() },
 		Open: func(_ context.Context, run string) (bool, error) {
 			if run == "unknown" {
@@ -115,6 +116,13 @@ func newWorld(dir string) (w *world, done func(), err error) {
 		_ = store.Close()
 	}, nil
 }
+
+// oneDoor is a way in that all forks share.
+type oneDoor string
+
+func (d oneDoor) Open(context.Context, Door) (string, error) { return string(d), nil }
+func (oneDoor) Refused(string, int) ([]byte, error)          { return nil, nil }
+func (oneDoor) Close(string, int)                            {}
 
 func setUp(t *testing.T) *world {
 	t.Helper()

@@ -31,8 +31,16 @@ const (
 // RunAgent runs the agent to its end: it starts it, or finds the one that an
 // earlier call started, follows its output from the first byte, and judges.
 // The agent is detached: it outlives the worker, and a worker that stops lets
-// it be.
+// it be. When the sandbox is paused it lets the agent be too, and says so.
 func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
+	out, err := a.followAgent(ctx, in)
+	if err != nil && !errors.Is(err, orchestrator.ErrWorkerStopping) && a.isPaused(ctx, in) {
+		return orchestrator.RunAgentOutput{Paused: true}, nil
+	}
+	return out, err
+}
+
+func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
 	f := &follower{a: a, in: in, log: artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.TranscriptName(in.Attempt))}
 	defer beat(ctx, f.live)()
 	ag, err := agent.ByName(in.Spec.Agent)
@@ -88,7 +96,7 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 		return nil, err
 	}
 	spec := agent.Spec{
-		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, Session: session(in.Spec), Resume: in.Attempt > 1,
+		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, ModelID: a.Gateway.ModelID(in.Spec.Model), Session: session(in.Spec), Resume: in.Attempt > 1,
 		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL,
 	}
 	if a.hostBound(in.Spec.Provider) {
@@ -101,7 +109,7 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 		return nil, err
 	}
 	cmd := ag.Command(spec)
-	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: cmd.Env, Stdin: cmd.Stdin})
+	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: append(a.proxyEnv(in.Spec.Provider), cmd.Env...), Stdin: cmd.Stdin})
 }
 
 func processID(attempt int) string { return fmt.Sprintf("agent-%d", attempt) }
@@ -174,12 +182,18 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		select {
 		case <-tick.C:
 		case <-late.C:
+			if f.a.isPaused(ctx, f.in) {
+				return "", errPaused
+			}
 			return fork.TimedOut, f.end(ctx, p)
 		case <-stopping(ctx):
 			return "", orchestrator.ErrWorkerStopping
 		case <-ctx.Done():
 			if !cancelAsked(ctx) {
 				return "", ctx.Err() // the fork is another worker's now
+			}
+			if f.a.isPaused(ctx, f.in) {
+				return "", errPaused
 			}
 			return fork.Cancelled, f.end(ctx, p)
 		}
@@ -278,6 +292,9 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 			return orchestrator.RunAgentOutput{}, err
 		}
 	}
+	if err := f.refused(ctx); err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
 	exit, _, err := p.Exit(ctx)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
@@ -304,6 +321,18 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
 		Turns: o.Turns, Usage: spent.Usage, Again: o.Again,
 	}, nil
+}
+
+// refused stores what the sandbox was not let do, for people to read.
+func (f *follower) refused(ctx context.Context) error {
+	if f.a.Doors == nil {
+		return nil
+	}
+	lines, err := f.a.Doors.Refused(f.in.Spec.Run, f.in.Spec.Num)
+	if err != nil || len(lines) == 0 {
+		return err
+	}
+	return f.a.Artifacts.Put(ctx, artifact.RunKey(f.in.Spec.Run, f.in.Spec.Num, fork.RefusedName), bytes.NewReader(lines))
 }
 
 func lastBytes(b []byte, n int) string {

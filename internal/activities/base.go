@@ -117,6 +117,9 @@ func sizeOf(ctx context.Context, snap sandbox.Snapshotter, key string) int64 {
 // It reports whether it had to be made.
 func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInput, system string, p sandbox.Provider, snap sandbox.Snapshotter, src repo.Base) (string, bool, error) {
 	parts := []string{p.Name(), system, src.Source, src.Branch, src.Commit, in.Plan.Setup, in.Plan.Agent}
+	if in.Plan.Setup != "" {
+		parts = append(parts, "egress", in.Plan.Egress) // who may reach less does not get what was fetched from more
+	}
 	for _, m := range in.Plan.Mounts { // setup sees them
 		parts = append(parts, m.Source, m.Target)
 	}
@@ -136,9 +139,19 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	}
 	labels := a.labels(in.Run, "base", time.Now().Add(setupTime))
 	labels[sandbox.LabelRepository], labels[sandbox.LabelBranch], labels[sandbox.LabelCommit] = src.Source, src.Branch, src.Commit
-	ref, err := p.Create(ctx, sandbox.Spec{
-		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute), Mounts: planMounts(in.Plan.Mounts), Labels: labels,
-	})
+	spec := sandbox.Spec{
+		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute),
+		Mounts: planMounts(in.Plan.Mounts), Labels: labels,
+	}
+	if _, ok := sandbox.As[sandbox.HostBound](p); ok && in.Plan.Setup != "" {
+		if spec.Gateway, err = a.door(ctx, in.Run, 0, in.Plan.Egress, in.Plan.Repo); err != nil {
+			return "", false, err
+		}
+		if a.Doors != nil {
+			defer a.Doors.Close(in.Run, 0)
+		}
+	}
+	ref, err := p.Create(ctx, spec)
 	if err != nil {
 		return "", false, err
 	}
@@ -152,7 +165,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	defer bundle.Close()
 	err = a.unpack(ctx, sb, bundle, src.Commit, src.Branch)
 	if err == nil && in.Plan.Setup != "" {
-		err = a.setup(ctx, sb, in.Plan.Setup)
+		err = a.setup(ctx, sb, in.Plan.Setup, a.proxyEnv(in.Plan.Provider))
 	}
 	if err == nil {
 		err = a.script(ctx, sb, "settle", settleScript)
@@ -209,12 +222,12 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 	return a.script(ctx, sb, "unpack", unpackScript, "BUNDLE="+at, "COMMIT="+commit, "BRANCH="+branch)
 }
 
-func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string) error {
+func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, env []string) error {
 	const op = "setup"
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
 	// Both outputs are one log, in the order in which they were written.
-	proc, err := sb.Start(limited, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", `exec /bin/sh -c "$1" 2>&1`, "setup", line}})
+	proc, err := sb.Start(limited, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", `exec /bin/sh -c "$1" 2>&1`, "setup", line}, Env: env})
 	if err != nil {
 		return err
 	}
@@ -234,7 +247,7 @@ func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string)
 		return fault.New(op, fault.Full, "--setup ended with status %d; the end of its log:\n%s", exit.Code, lastLines(log)).Hinted(fullHint)
 	}
 	return fault.New(op, fault.Invalid, "--setup ended with status %d; the end of its log:\n%s", exit.Code, lastLines(log)).
-		Hinted("The command runs in %s of a sandbox without network.", sandbox.Workspace)
+		Hinted("The command runs in %s of a sandbox that reaches only what --egress names.", sandbox.Workspace)
 }
 
 const fullHint = "There is no room left for the sandbox; free some space on the disk of the worker's state folder."

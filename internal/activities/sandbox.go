@@ -40,7 +40,9 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 			return sandbox.Ref{}, err
 		}
 		spec.Mounts = append(spec.Mounts, lent...)
-		spec.Gateway = a.GatewayAddr
+		if spec.Gateway, err = a.door(ctx, in.Spec.Run, in.Spec.Num, in.Spec.Egress, in.Spec.Repo); err != nil {
+			return sandbox.Ref{}, err
+		}
 	}
 	ref, err := provider.Create(ctx, spec)
 	if err != nil || in.Base.Bundle == "" {
@@ -51,6 +53,25 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 		return sandbox.Ref{}, errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
 	}
 	return ref, nil
+}
+
+// door opens the way of a host-bound sandbox to the gateway.
+func (a *Activities) door(ctx context.Context, run string, num int, egress, repo string) (addr string, err error) {
+	if a.Doors == nil {
+		return "", nil
+	}
+	return a.Doors.Open(ctx, Door{Run: run, Fork: num, Egress: egress, Repo: repo})
+}
+
+// proxyEnv tells programs in a host-bound sandbox the way out. Names are
+// looked up at its other end.
+func (a *Activities) proxyEnv(provider string) []string {
+	if a.Doors == nil || !a.hostBound(provider) {
+		return nil
+	}
+	const near = "127.0.0.1,localhost,::1"
+	at := "http://" + gatewayInside
+	return []string{"HTTPS_PROXY=" + at, "https_proxy=" + at, "HTTP_PROXY=" + at, "http_proxy=" + at, "NO_PROXY=" + near, "no_proxy=" + near}
 }
 
 // fill unpacks the base in a sandbox that was not made from a frozen one.
@@ -94,7 +115,7 @@ func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthChec
 		return orchestrator.None{}, fault.Wrap(op, err)
 	}
 	gateway := ""
-	if a.hostBound(in.Spec.Provider) && a.GatewayAddr != "" {
+	if a.hostBound(in.Spec.Provider) && a.Doors != nil {
 		gateway = gatewayInside
 	}
 	err = a.script(ctx, sb, "health", healthScript, "COMMIT="+in.Spec.BaseCommit, "GATEWAY="+gateway)
@@ -165,6 +186,9 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 		if err := provider.Destroy(ctx, info.Ref); err != nil {
 			return out, fault.Wrap(op, err)
 		}
+	}
+	if a.Doors != nil {
+		defer a.Doors.Close(in.Run, in.Num)
 	}
 	if in.Num == 0 {
 		return out, nil // a base: nobody paid for it

@@ -20,6 +20,10 @@ type Agent interface {
 	// Program says which program of the host the sandbox must be lent.
 	Program() Program
 
+	// Model returns the model of those who name none; empty: the model must
+	// be said, or the agent needs none.
+	Model() string
+
 	// Check returns an error of kind fault.Invalid when the agent cannot be
 	// asked to do spec, with a hint for the user. It is called before Command.
 	Check(spec Spec) error
@@ -41,6 +45,10 @@ type Agent interface {
 type Program struct {
 	Name    string // looked up on the host's PATH; empty: none is needed
 	Install string // the command that installs it, for the hint
+
+	// Native are patterns of path/filepath.Match that lead from the folder of
+	// a program that is only a script to the native one, which runs alone.
+	Native []string
 }
 
 // A Spec is what an agent is asked to do.
@@ -48,6 +56,7 @@ type Spec struct {
 	Task      string   // the prompt
 	TaskFile  string   // a file in the sandbox that holds the prompt
 	Model     string   // alias or full id
+	ModelID   string   // full id; empty: not known
 	Session   string   // a UUID, the same for every attempt of one fork
 	Resume    bool     // go on with Session, whose process died, instead of beginning it
 	Shell     string   // for "command": the user's shell line
@@ -169,7 +178,7 @@ type Outcome struct {
 }
 
 // All returns the agents, the default first.
-func All() []Agent { return []Agent{Claude{}, Mini{}, Shell{}} }
+func All() []Agent { return []Agent{Claude{}, Codex{}, OpenCode{}, Mini{}, Shell{}} }
 
 func names() string {
 	var list []string

@@ -268,7 +268,7 @@ func TestByNameKnowsEveryAgent(t *testing.T) {
 		}
 	}
 	_, err := ByName("clod")
-	if fault.KindOf(err) != fault.Invalid || !strings.Contains(fault.HintOf(err), "claude, mini, command") {
+	if fault.KindOf(err) != fault.Invalid || !strings.Contains(fault.HintOf(err), "claude, codex, opencode, mini, command") {
 		t.Errorf("%v, hint %q", err, fault.HintOf(err))
 	}
 }

@@ -26,15 +26,25 @@ func (Claude) Program() Program {
 	return Program{Name: "claude", Install: "npm install -g @anthropic-ai/claude-code"}
 }
 
+// Model returns "sonnet".
+func (Claude) Model() string { return "sonnet" }
+
 // Check refuses a spec without a prompt file or without a session.
 func (Claude) Check(spec Spec) error { return checkSession("claude", spec) }
 
 func checkSession(op string, spec Spec) error {
-	switch {
-	case spec.TaskFile == "":
-		return fault.New(op, fault.Invalid, "no file holds the prompt")
-	case !uuidShaped(spec.Session):
+	if err := checkTask(op, spec); err != nil {
+		return err
+	}
+	if !uuidShaped(spec.Session) {
 		return fault.New(op, fault.Invalid, "the session %q is not a UUID", word(spec.Session))
+	}
+	return nil
+}
+
+func checkTask(op string, spec Spec) error {
+	if spec.TaskFile == "" {
+		return fault.New(op, fault.Invalid, "no file holds the prompt")
 	}
 	return nil
 }

@@ -32,6 +32,9 @@ func (Shell) Name() string { return "command" }
 // Program returns none: what the line needs is in the sandbox already.
 func (Shell) Program() Program { return Program{} }
 
+// Model returns "sonnet".
+func (Shell) Model() string { return "sonnet" }
+
 // Check refuses an empty line, and a prompt that is too long for the way in
 // which the line asks for it.
 func (Shell) Check(spec Spec) error {

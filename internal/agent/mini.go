@@ -12,6 +12,9 @@ func (Mini) Name() string { return "mini" }
 // Program returns this program. Nothing has to be installed for it.
 func (Mini) Program() Program { return Program{Name: "sandbox-temporal"} }
 
+// Model returns "sonnet".
+func (Mini) Model() string { return "sonnet" }
+
 // Check refuses a spec without a prompt file or without a session.
 func (Mini) Check(spec Spec) error { return checkSession("mini", spec) }
 

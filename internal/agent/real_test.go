@@ -143,6 +143,19 @@ func newMachine(t *testing.T) machine {
 	return m
 }
 
+// recorded waits until Claude's session file holds the words.
+func (m machine) recorded(words string) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		files, _ := filepath.Glob(filepath.Join(m.root, "home", ".claude", "projects", "*", "*.jsonl"))
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(words)) {
+				return
+			}
+		}
+	}
+	m.t.Errorf("the session never held %q", words)
+}
+
 // run carries out spec and returns what came of it. It fails the test when the
 // process does not end.
 func (m machine) run(spec agent.Spec) (events []agent.Event, sum agent.Summary, out agent.Outcome) {
@@ -305,6 +318,7 @@ func TestRealClaudeGoesOnAfterItWasKilled(t *testing.T) {
 	api, url := serve(t,
 		say("msg_1", "tool_use", text("Step one."), bash("toolu_1", "echo found-$((40+2))")),
 		func(_ http.ResponseWriter, r *http.Request) {
+			m.recorded("found-42") // it writes its session while it goes on
 			close(m.kill)
 			<-r.Context().Done()
 		},

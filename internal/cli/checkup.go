@@ -26,6 +26,9 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 	if p.parts.CheckHost != nil && err == nil {
 		all = append(all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
 	}
+	if p.parts.Providers != nil {
+		all = append(all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
+	}
 	if path, err := p.program(cfg)("claude"); err != nil {
 		all = append(all, Finding{Name: "claude", Health: Poor, Text: "Claude Code is not on PATH",
 			Hint: "Install it with: npm install -g @anthropic-ai/claude-code; or use --agent mini."})

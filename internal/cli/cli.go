@@ -105,8 +105,10 @@ type Runs interface {
 	// Wait returns when the run has ended.
 	Wait(ctx context.Context, run string) (fork.Progress, error)
 
-	// Pause, Resume and Cancel return when the thing is done.
+	// Pause, Freeze, Resume and Cancel return when the thing is done. Freeze
+	// also returns the numbers of the forks that stand still.
 	Pause(ctx context.Context, run string) (fork.Progress, error)
+	Freeze(ctx context.Context, run string) (fork.Progress, []int, error)
 	Resume(ctx context.Context, run string) (fork.Progress, error)
 	Cancel(ctx context.Context, run string) (fork.Progress, error)
 
@@ -138,6 +140,11 @@ type Artifacts interface {
 	// ends where the agent is now. An offset at the end gives an empty
 	// reader; an attempt that has no transcript yet is fault.NotFound.
 	Transcript(ctx context.Context, run string, num, attempt int, offset int64) (io.ReadCloser, error)
+
+	// Refused opens the list of connections that the sandbox of fork num was
+	// not let open, a fork.Refusal in JSON a line; fault.NotFound when there
+	// is none, or none yet.
+	Refused(ctx context.Context, run string, num int) (io.ReadCloser, error)
 }
 
 // Work is what the commands do with the branches of forks that ended.

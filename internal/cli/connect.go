@@ -253,7 +253,7 @@ func lastWords(path string, from int64) error {
 }
 
 // secretNames are the variables that no child process is given.
-var secretNames = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "GITHUB_TOKEN", "E2B_API_KEY"}
+var secretNames = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY", "GITHUB_TOKEN", "E2B_API_KEY"}
 
 func withoutSecrets(environ []string) []string {
 	var out []string

@@ -3,13 +3,17 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
-type controlOptions struct{ Target target }
+type controlOptions struct {
+	Target target
+	Freeze bool // pause only
+}
 
 // newCancel makes the "cancel" command.
 func newCancel(env *Env, run func(context.Context, *Env, controlOptions) error) *cobra.Command {
@@ -51,10 +55,10 @@ func runCancel(ctx context.Context, env *Env, opts controlOptions) error {
 		return err
 	}
 	if before.Status.Ended() {
-		fmt.Fprintf(env.Stderr, "run %s has ended already: %s\n", run, flat(string(before.Status)))
+		fmt.Fprintf(env.Stderr, "run %s has ended already: %s\n", flat(run), flat(string(before.Status)))
 		return nil
 	}
-	fmt.Fprintf(env.Stderr, "cancelling %s: waiting for %s to be cleaned up\n", run, plural(before.Running, "fork"))
+	fmt.Fprintf(env.Stderr, "cancelling %s: waiting for %s to be cleaned up\n", flat(run), plural(before.Running, "fork"))
 	p, err := runs.Cancel(ctx, run)
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func cancelFork(ctx context.Context, env *Env, runs Runs, run string, num int) e
 		fmt.Fprintf(env.Stderr, "fork %d has ended already: %s\n", num, flat(string(s)))
 		return nil
 	}
-	fmt.Fprintf(env.Stderr, "cancelling fork %d of %s\n", num, run)
+	fmt.Fprintf(env.Stderr, "cancelling fork %d of %s\n", num, flat(run))
 	if err := runs.CancelFork(ctx, run, num); err != nil {
 		return err
 	}
@@ -87,12 +91,48 @@ func cancelFork(ctx context.Context, env *Env, runs Runs, run string, num int) e
 // newPause makes the "pause" command.
 func newPause(env *Env, run func(context.Context, *Env, controlOptions) error) *cobra.Command {
 	if run == nil {
-		run = func(ctx context.Context, env *Env, opts controlOptions) error {
-			return runTell(ctx, env, opts, Runs.Pause)
-		}
+		run = runPause
 	}
-	return newTell(env, run, "pause", "Let no further fork of a run start",
-		"Pause lets no further fork of the run start. Forks that run go on to their end;\nto end one, cancel it.")
+	var opts controlOptions
+	cmd := newTell(env, &opts, run, "pause", "Let no further fork of a run start",
+		`Pause lets no further fork of the run start. Forks that run go on to their end;
+to end one, cancel it.
+
+With --freeze the forks that run stand still too: every process in their
+sandboxes stops where it is, with its memory and files, and goes on with resume.
+The time does not count against the forks. A call of the model that is under way
+is still paid for. What stands still for more than a day is ended.`)
+	cmd.Example += "\n  " + program + " pause @last --freeze"
+	cmd.Flags().BoolVar(&opts.Freeze, "freeze", false, "hold the forks that run still, too")
+	return cmd
+}
+
+func runPause(ctx context.Context, env *Env, opts controlOptions) error {
+	if !opts.Freeze {
+		return runTell(ctx, env, opts, Runs.Pause)
+	}
+	runs, run, err := env.open(ctx, opts.Target)
+	if err != nil {
+		return err
+	}
+	defer runs.Close()
+	p, still, err := runs.Freeze(ctx, run)
+	if len(still) > 0 {
+		fmt.Fprintf(env.Stderr, "standing still: %s\nlet go on with: %s resume %s\n", numbers(still), program, flat(run))
+	}
+	if err != nil {
+		return err
+	}
+	return sayProgress(env, p)
+}
+
+// numbers lists forks by their numbers.
+func numbers(nums []int) string {
+	var words []string
+	for _, n := range nums {
+		words = append(words, fmt.Sprintf("fork %d", n))
+	}
+	return strings.Join(words, ", ")
 }
 
 // newResume makes the "resume" command.
@@ -102,10 +142,12 @@ func newResume(env *Env, run func(context.Context, *Env, controlOptions) error) 
 			return runTell(ctx, env, opts, Runs.Resume)
 		}
 	}
-	return newTell(env, run, "resume", "Take a pause back", "Resume lets the forks of a paused run start again.")
+	var opts controlOptions
+	return newTell(env, &opts, run, "resume", "Take a pause back",
+		"Resume lets the forks of a paused run start again, and those that stand still\ngo on.")
 }
 
-func newTell(env *Env, run func(context.Context, *Env, controlOptions) error, verb, short, long string) *cobra.Command {
+func newTell(env *Env, opts *controlOptions, run func(context.Context, *Env, controlOptions) error, verb, short, long string) *cobra.Command {
 	return &cobra.Command{
 		Use:               verb + " RUN",
 		GroupID:           groupRuns,
@@ -119,7 +161,8 @@ func newTell(env *Env, run func(context.Context, *Env, controlOptions) error, ve
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), env, controlOptions{t})
+			opts.Target = t
+			return run(cmd.Context(), env, *opts)
 		},
 	}
 }

@@ -77,7 +77,7 @@ func openWork(ctx context.Context, env *Env, t target) (r fork.Result, run strin
 	switch {
 	case err != nil:
 	case r.Commit == "":
-		fmt.Fprintf(env.Stderr, "fork %d of %s changed nothing (%s)\n", r.ForkNum, run, flat(string(r.Status)))
+		fmt.Fprintf(env.Stderr, "fork %d of %s changed nothing (%s)\n", r.ForkNum, flat(run), flat(string(r.Status)))
 	case env.Work == nil:
 		err = missing("store of branches")
 	default:

@@ -181,6 +181,10 @@ func (m *memory) tell(verb, run string) (fork.Progress, error) {
 func (m *memory) Pause(_ context.Context, run string) (fork.Progress, error) {
 	return m.tell("pause", run)
 }
+func (m *memory) Freeze(_ context.Context, run string) (fork.Progress, []int, error) {
+	p, err := m.tell("freeze", run)
+	return p, p.Active, err
+}
 func (m *memory) Resume(_ context.Context, run string) (fork.Progress, error) {
 	return m.tell("resume", run)
 }
@@ -256,7 +260,7 @@ func newSession(t *testing.T, m *memory) *session {
 			return now
 		},
 		Runs:   func(context.Context, Globals) (Runs, error) { return m, nil },
-		timing: timing{poll: time.Microsecond, look: time.Minute},
+		timing: timing{poll: time.Microsecond, look: time.Minute, output: 5 * time.Millisecond, alive: 10 * time.Millisecond},
 	}
 	return s
 }
@@ -331,9 +335,17 @@ func mixedReport() fork.Report {
 
 // shelf is an artifact store in memory: transcripts by attempt.
 type shelf struct {
+	refused     string // lines of fork.Refusal
 	mu          sync.Mutex
 	transcripts map[[2]int]string // by fork and attempt
 	grow        map[[2]int]string // what the next question adds
+}
+
+func (s *shelf) Refused(context.Context, string, int) (io.ReadCloser, error) {
+	if s.refused == "" {
+		return nil, fault.New("find", fault.NotFound, "none")
+	}
+	return io.NopCloser(strings.NewReader(s.refused)), nil
 }
 
 func (s *shelf) Transcript(_ context.Context, _ string, num, attempt int, offset int64) (io.ReadCloser, error) {

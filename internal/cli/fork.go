@@ -15,6 +15,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/egress"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -72,21 +73,23 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.StringVarP(&f.prompt, "prompt", "p", "", "the task: `TEXT`, @FILE, or - for standard input (required)")
 	fs.StringVarP(&f.branch, "branch", "b", "main", "the `BRANCH` that the forks start from; without this flag, a repository that has no main is taken at its own default")
 	fs.StringP("forks", "f", "1", fmt.Sprintf("give the task to `N` agents, 1 to %d", fork.MaxForks))
-	fs.StringP("model", "m", "sonnet", "the `MODEL`: an alias or a full id; see: prices")
+	fs.StringP("model", "m", "sonnet", "the `MODEL`: an alias or a full id; see: prices. Without it, an agent of another maker takes its own default")
 	fs.String("max-concurrent", "5", "let at most `N` agents work at once")
 	fs.StringP("timeout", "t", "7200", "the most `SECONDS` that one fork may take")
 	fs.String("budget", "none", "the most `USD` that the whole run may cost")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
+	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
 	fs.String("agent", "claude", "the `AGENT` that does the work: "+strings.Join(agentNames(), ", "))
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
 	fs.StringVar(&f.agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
+	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "agent", "agent-command", "setup", "mount")
+	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -109,7 +112,12 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	set := env.Globals.Config.Fork
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
-		Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Mounts: set.Mounts,
+		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+	}
+	if !env.Globals.Config.IsSet("fork.model") {
+		if a, err := agent.ByName(plan.Agent); err == nil {
+			plan.Model = a.Model()
+		}
 	}
 	var err error
 	if plan.Branch, err = branchFlag(cmd, f.branch); err != nil {
@@ -122,6 +130,9 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 		return opts, err
 	}
 	if err := plan.Validate(); err != nil {
+		return opts, err
+	}
+	if err := isolate(env, &plan); err != nil {
 		return opts, err
 	}
 	if err := known(env, plan); err != nil {
@@ -178,6 +189,9 @@ func knownPlace(env *Env, plan fork.Plan) error {
 		if _, err := set.Get(plan.Provider); err != nil {
 			return err
 		}
+	}
+	if _, err := egress.ParsePolicy(plan.Egress, plan.Repo); err != nil {
+		return fault.Wrap("--egress", err)
 	}
 	return nil
 }

@@ -73,10 +73,10 @@ func TestForkTakesEveryFlag(t *testing.T) {
 	}
 	data := t.TempDir()
 	got := planOf(t, s, remote, "-b", "dev", "-p", "do it", "-f", "7", "-m", "opus", "--max-concurrent", "3", "-t", "60", "--budget", "2.5",
-		"--provider", "local", "--agent", "claude", "--agent-path", program, "--setup", "make deps", "--name", "my run", "--mount", data+":/data")
+		"--provider", "local", "--agent", "claude", "--agent-path", program, "--setup", "make deps", "--egress", "none", "--name", "my run", "--mount", data+":/data")
 	want := fork.Plan{
 		Repo: remote, Branch: "dev", Prompt: "do it", Name: "my run", Forks: 7, Model: "opus", MaxConcurrent: 3, Timeout: time.Minute,
-		Budget: 5 * fork.Dollar / 2, Provider: "local", Agent: "claude", AgentPath: program, Setup: "make deps",
+		Budget: 5 * fork.Dollar / 2, Provider: "local", Agent: "claude", AgentPath: program, Setup: "make deps", Egress: "none",
 		Mounts: []fork.Mount{{Source: data, Target: "/data"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -90,7 +90,7 @@ func TestForkTakesEveryFlag(t *testing.T) {
 
 func TestForkDefaults(t *testing.T) {
 	got := planOf(t, newSession(t, newMemory()), remote, "--prompt", "do it")
-	want := fork.Plan{Repo: remote, Prompt: "do it", Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude"}
+	want := fork.Plan{Repo: remote, Prompt: "do it", Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude", Egress: "registries"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

@@ -101,6 +101,8 @@ var phases = map[string]string{
 	"health": "checking its sandbox", "health_check": "checking its sandbox",
 	"collect": "collecting its work", "collect_result": "collecting its work",
 	"cleanup": "cleaning up", "cleanup_sandbox": "cleaning up",
+	"pause": "being paused", "pause_sandbox": "being paused", "paused": "standing still",
+	"resume": "being resumed", "resume_sandbox": "being resumed",
 	"verify": "being verified", "verify_fork": "being verified",
 }
 

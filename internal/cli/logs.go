@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -153,6 +154,9 @@ func (l *logReader) all(ctx context.Context, s sight) error {
 		if status.Ended() {
 			t.ended = true
 			t.lines.Flush(l.line(num))
+			if err := l.refused(ctx, num); err != nil {
+				return err
+			}
 		}
 	}
 	return l.out.Flush()
@@ -208,6 +212,32 @@ func (l *logReader) read(ctx context.Context, num int, t *transcript) error {
 		}
 		t.lines.Flush(l.line(num))
 		*t = *next
+	}
+}
+
+// refused prints what the fork's sandbox was not let do.
+func (l *logReader) refused(ctx context.Context, num int) error {
+	if l.raw {
+		return nil // it is no word of the agent's
+	}
+	r, err := l.store.Refused(ctx, l.run, num)
+	if fault.KindOf(err) == fault.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	prefix := ""
+	if l.many {
+		prefix = l.paint.in(dim, fmt.Sprintf("%d| ", num))
+	}
+	for d := json.NewDecoder(io.LimitReader(r, 1<<20)); ; {
+		var refusal fork.Refusal
+		if err := d.Decode(&refusal); err != nil {
+			return nil //nolint:nilerr // the end, or a line that was cut off
+		}
+		fmt.Fprintln(l.out, prefix+l.paint.in(yellow, fmt.Sprintf("! no connection to %s: %s", flat(refusal.Host), flat(refusal.Reason))))
 	}
 }
 

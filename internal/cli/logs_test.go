@@ -71,6 +71,17 @@ func TestLogsBeforeTheFirstWord(t *testing.T) {
 	}
 }
 
+func TestLogsShowWhatTheSandboxWasNotLetReach(t *testing.T) {
+	m := newMemory()
+	m.script = []step{at(nil, fork.Success)}
+	s, store := logged(t, m, map[[2]int]string{{1, 1}: says("done")})
+	store.refused = `{"time":"2026-11-23T12:00:00Z","host":"evil.example\u001b[31m","reason":"the host is not on the list"}` + "\n{cut"
+	s.want(t, exitOK, "logs", "@last/1")
+	if got := s.out.String(); !strings.Contains(got, "! no connection to evil.example") || !strings.Contains(got, "not on the list") || strings.Contains(got, "\x1b") {
+		t.Errorf("printed %q", got)
+	}
+}
+
 func TestLogsGoOnWithTheNextAttempt(t *testing.T) {
 	m := newMemory()
 	m.script = []step{at(nil, fork.Success)}

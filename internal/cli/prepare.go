@@ -30,9 +30,9 @@ func newPrepare(env *Env, run func(context.Context, *Env, prepareOptions) error)
 freezes the result as a base, which the forks of later runs start from in no
 time. A run does the same by itself; this does it ahead.
 
-A run uses the base when it would make the same: same repository and commit,
-same branch, provider, agent, setup and mounts, same operating system. The
-repository's next commit makes another base.
+A run uses the base when it would make the same: same repository, branch and
+commit, same provider, agent and mounts, same setup and what it may reach, same
+operating system. The repository's next commit makes another base.
 
 The key of the base, its size and the time it took go to standard output. A base
 that is there already is not made again. When the setup fails, the end of what
@@ -43,7 +43,8 @@ it printed is shown and nothing is kept. Ctrl-C does not stop it.` + exits(appen
 		RunE: func(cmd *cobra.Command, words []string) error {
 			set := env.Globals.Config.Fork
 			opts := prepareOptions{Output: output, Plan: fork.Plan{
-				Provider: set.Provider, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Mounts: set.Mounts,
+				Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand,
+				Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
 			}}
 			if err := completePlan(cmd, env, &opts.Plan, words[0], branch, agentPathFlag); err != nil {
 				return err
@@ -56,12 +57,14 @@ it printed is shown and nothing is kept. Ctrl-C does not stop it.` + exits(appen
 	fs.StringVarP(&branch, "branch", "b", "main", "the `BRANCH` that the forks start from; without this flag, a repository that has no main is taken at its own default")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree")
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
+	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
 	fs.String("agent", "claude", "the `AGENT` that will do the work: "+strings.Join(agentNames(), ", "))
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that will do the work; looked at, not run")
 	fs.StringVar(&agentPathFlag, "agent-path", "", "`PATH` of the agent's program on the worker's host")
+	fs.String("egress", "registries", "what --setup may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in the sandbox, read-only; can be given several times")
 	outputFlag(cmd, &output)
-	cmd.Annotations = settings("provider", "agent", "agent-command", "setup", "mount")
+	cmd.Annotations = settings("provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -74,6 +77,9 @@ func completePlan(cmd *cobra.Command, env *Env, plan *fork.Plan, source, branch,
 		return err
 	}
 	if err := plan.ValidateBase(); err != nil {
+		return err
+	}
+	if err := isolate(env, plan); err != nil {
 		return err
 	}
 	if err := knownPlace(env, *plan); err != nil {

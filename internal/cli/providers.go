@@ -15,6 +15,10 @@ type providerInfo struct {
 	Name      string `json:"name"`
 	HostBound bool   `json:"host_bound"`
 	Snapshots bool   `json:"snapshots"`
+	Isolation string `json:"isolation,omitempty"` // the tier that it is
+	Pauses    bool   `json:"pauses"`
+	Terminals bool   `json:"terminals"`
+	Ports     bool   `json:"ports"`
 }
 
 // newProviders makes the "providers" command.
@@ -31,7 +35,11 @@ func newProviders(env *Env, run func(context.Context, *Env, providersOptions) er
 
 RUNS WHERE says whether the sandboxes live on the worker's own host. SNAPSHOTS
 says whether a prepared repository is frozen once and every fork started from
-it; without it, every fork prepares its own.` + exits(exitOK, exitFailed, exitUsage),
+it; without it, every fork prepares its own. PAUSES is for "pause --freeze",
+TERMINALS for a terminal of "attach", PORTS for "forward". ISOLATION is what to
+write after --isolation, with --provider local or none, to have the sandboxes
+made there:
+` + explainTiers() + `.` + exits(exitOK, exitFailed, exitUsage),
 		Example: "  sandbox-temporal providers",
 		Args:    args(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), env, opts) },
@@ -53,21 +61,34 @@ func runProviders(_ context.Context, env *Env, opts providersOptions) error {
 		p := set[name]
 		_, bound := sandbox.As[sandbox.HostBound](p)
 		_, snaps := sandbox.As[sandbox.Snapshotter](p)
-		list = append(list, providerInfo{name, bound, snaps})
+		_, pauses := sandbox.As[sandbox.Pauser](p)
+		_, terminals := sandbox.As[sandbox.Terminaler](p)
+		_, ports := sandbox.As[sandbox.PortDialer](p)
+		list = append(list, providerInfo{name, bound, snaps, tierOf(name), pauses, terminals, ports})
 	}
 	if opts.Output == "json" {
 		return writeJSON(env.Stdout, list)
 	}
 	var rows [][]cell
 	for _, i := range list {
-		where, snaps := "elsewhere", "no"
+		row := []cell{{flat(i.Name), plain}, {"elsewhere", plain}}
 		if i.HostBound {
-			where = "worker's host"
+			row[1].text = "worker's host"
 		}
-		if i.Snapshots {
-			snaps = "yes"
+		for _, can := range []bool{i.Snapshots, i.Pauses, i.Terminals, i.Ports} {
+			word := "no"
+			if can {
+				word = "yes"
+			}
+			row = append(row, cell{word, plain})
 		}
-		rows = append(rows, []cell{{flat(i.Name), plain}, {where, plain}, {snaps, plain}})
+		tier := i.Isolation
+		if tier == "" {
+			tier = "-"
+		}
+		rows = append(rows, append(row, cell{tier, plain}))
 	}
-	return writeTable(env.Stdout, env.paintFor(env.Stdout), []column{{"PROVIDER", false}, {"RUNS WHERE", false}, {"SNAPSHOTS", false}}, rows)
+	return writeTable(env.Stdout, env.paintFor(env.Stdout), []column{
+		{"PROVIDER", false}, {"RUNS WHERE", false}, {"SNAPSHOTS", false}, {"PAUSES", false}, {"TERMINALS", false}, {"PORTS", false}, {"ISOLATION", false},
+	}, rows)
 }

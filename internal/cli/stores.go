@@ -31,6 +31,11 @@ func (t transcripts) Transcript(ctx context.Context, run string, num, attempt in
 	return r, err
 }
 
+// Refused opens the list that the fork's door left.
+func (t transcripts) Refused(ctx context.Context, run string, num int) (io.ReadCloser, error) {
+	return t.store.Get(ctx, artifact.RunKey(run, num, fork.RefusedName))
+}
+
 // work opens the git store of the state folder.
 func (p *plugged) work(_ context.Context, g Globals) (Work, error) {
 	cfg, err := home(g.Config)

@@ -154,5 +154,6 @@ func completeFlags(cmd *cobra.Command, env *Env) {
 		return modelNames(prices)
 	})
 	offer("agent", agentNames)
+	offer("isolation", tierNames)
 	offer("output", func() []string { return []string{"table", "json"} })
 }

@@ -222,3 +222,90 @@ func TestLiveViewOnATerminalDetachesOnASignal(t *testing.T) {
 	}
 	scr.await(t, "Detached. The run goes on.")
 }
+
+func TestAttachJoinsTwoTerminals(t *testing.T) {
+	scr := newScreen(t, 97, 31)
+	before, err := term.GetState(int(scr.tty.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, _ := newInside(t)
+	onTerminal(s, scr)
+	s.env.Stdout = scr.tty
+	s.vars["TERM"] = "screen-256color"
+	s.env.Args = []string{"attach", "@last/1"}
+	code := make(chan int)
+	go func() { code <- Main(t.Context(), s.env) }()
+	scr.await(t, "orkspace") // some prompt; the host's files of bash decide here
+	scr.press(t, "echo \"$TERM $(stty size)\"; test -t 0 && test -t 1 && echo both\r")
+	scr.await(t, "screen-256color 31 97")
+	scr.await(t, "both")
+	// A key that would end this program, were it not the other terminal's.
+	scr.press(t, "sleep 600\r")
+	scr.await(t, "sleep 600")
+	scr.press(t, "\x03")
+	scr.press(t, "echo still $((40+2)) here\r")
+	scr.await(t, "still 42 here")
+	if err := unix.IoctlSetWinsize(int(scr.tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 11, Col: 57}); err != nil {
+		t.Fatal(err)
+	}
+	// The signal of a terminal goes to its foreground, which this test is not.
+	if err := syscall.Kill(os.Getpid(), syscall.SIGWINCH); err != nil {
+		t.Fatal(err)
+	}
+	scr.press(t, "until [ \"$(stty size)\" = '11 57' ]; do sleep 0.02; done; echo now $((1+1))\r")
+	scr.await(t, "now 2")
+	scr.press(t, "exit 42\r")
+	if got := <-code; got != 42 {
+		t.Errorf("exit %d", got)
+	}
+	after, err := term.GetState(int(scr.tty.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *before != *after {
+		t.Error("the terminal is not as it was")
+	}
+}
+
+func TestAttachGivesTheTerminalBackWhenTheSandboxGoes(t *testing.T) {
+	for name, row := range map[string]struct {
+		end  func(t *testing.T, cancel func(), destroy func())
+		code int
+	}{
+		"destroyed":   {func(_ *testing.T, _, destroy func()) { destroy() }, 137},
+		"interrupted": {func(_ *testing.T, cancel, _ func()) { cancel() }, exitDetached},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scr := newScreen(t, 80, 24)
+			before, err := term.GetState(int(scr.tty.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, p, ref := newInside(t)
+			onTerminal(s, scr)
+			s.env.Stdout = scr.tty
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s.env.Args = []string{"attach", "@last/1", "--", "sh", "-c", "echo up; sleep 600"}
+			code := make(chan int)
+			go func() { code <- Main(ctx, s.env) }()
+			scr.await(t, "up")
+			row.end(t, cancel, func() {
+				if err := p.Destroy(context.Background(), ref); err != nil {
+					t.Error(err)
+				}
+			})
+			if got := <-code; got != row.code {
+				t.Errorf("exit %d", got)
+			}
+			after, err := term.GetState(int(scr.tty.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *before != *after {
+				t.Error("the terminal is not as it was")
+			}
+		})
+	}
+}

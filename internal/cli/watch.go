@@ -18,13 +18,15 @@ type timing struct {
 	look      time.Duration // the most one look may take
 	reconnect time.Duration // of trouble, before a new connection is tried
 	giveUp    time.Duration // of trouble, before the command ends
+	output    time.Duration // between two reads of what a command in a sandbox says
+	alive     time.Duration // between two looks whether a sandbox is still there
 }
 
 func (t timing) complete() timing {
 	for _, d := range []struct {
 		is   *time.Duration
 		want time.Duration
-	}{{&t.poll, 500 * time.Millisecond}, {&t.look, 15 * time.Second}, {&t.reconnect, 3 * time.Second}, {&t.giveUp, 3 * time.Minute}} {
+	}{{&t.poll, 500 * time.Millisecond}, {&t.look, 15 * time.Second}, {&t.reconnect, 3 * time.Second}, {&t.giveUp, 3 * time.Minute}, {&t.output, 100 * time.Millisecond}, {&t.alive, 2 * time.Second}} {
 		if *d.is == 0 {
 			*d.is = d.want
 		}
@@ -236,6 +238,7 @@ func watch(ctx context.Context, env *Env, w *watcher) error {
 var errDetached = errors.New("detached")
 
 func sayDetached(w io.Writer, run string) {
+	run = flat(run)
 	fmt.Fprintf(w, "Detached. The run goes on.\nCome back with: %s status --watch %s\nEnd it with:    %s cancel %s\n", program, run, program, run)
 }
 

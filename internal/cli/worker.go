@@ -91,7 +91,8 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 		Temporal: c, Home: cfg.Home, Providers: p.providers(cfg, log), Prices: prices,
 		ModelCredentials: func(context.Context) (gateway.Credentials, error) {
 			s := v.secrets()
-			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL}, nil
+			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL,
+				OpenAIKey: string(s.OpenAIKey), OpenAIBaseURL: s.OpenAIBaseURL}, nil
 		},
 		GitCredentials: func(context.Context) (repo.Credential, error) {
 			s := v.secrets()
@@ -123,11 +124,31 @@ func (p *plugged) program(cfg *config.Config) func(name string) (string, error) 
 		if path, err = filepath.Abs(path); err == nil {
 			path, err = filepath.EvalSymlinks(path) // a link's target is not in the sandbox
 		}
+		if err == nil {
+			path = native(name, path)
+		}
 		if err != nil {
 			return "", fault.New("", fault.NotFound, "%w", err)
 		}
 		return path, nil
 	}
+}
+
+// native returns the program that runs alone, when the one at path is a script
+// that only starts it.
+func native(name, path string) string {
+	for _, a := range agent.All() {
+		if a.Program().Name != name {
+			continue
+		}
+		for _, pattern := range a.Program().Native {
+			found, err := filepath.Glob(filepath.Join(filepath.Dir(path), pattern))
+			if err == nil && len(found) > 0 {
+				return found[0]
+			}
+		}
+	}
+	return path
 }
 
 // agentProgram names the program that the agent needs, or "".

@@ -47,8 +47,10 @@ type Defaults struct {
 	Timeout       time.Duration
 	Budget        fork.USD // 0: no limit
 	Provider      string
+	Isolation     string // the tier of a local sandbox; empty: the provider's own choice
 	Agent         string
 	AgentCommand  string // for the agent "command"
+	Egress        string // what the sandboxes may reach
 	Setup         string // a shell line that prepares the base
 	Mounts        []fork.Mount
 }

@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 		Port: 7233, UIPort: 8080, MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude"},
+		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, Provider: "local", Agent: "claude", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -88,9 +88,11 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.timeout":        {`90`, "", "2h", "1m30s", "", "2h0m0s"},
 		"fork.budget":         {`0.1`, "", "none", "$0.1000", "", "none"},
 		"fork.provider":       {`"f"`, "", "l", "f", "", "l"},
+		"fork.isolation":      {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent":          {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent_command":  {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
 		"fork.setup":          {`"make"`, "", "", "make", "", ""},
+		"fork.egress":         {`"none"`, "", "open", "none", "", "open"},
 		"fork.mounts":         {`["/a", "~/b:/c/"]`, "", "/l:/m", "/a:/a /home/u/b:/c", "", "/l:/m"},
 	}
 	for _, k := range keys {
@@ -152,7 +154,7 @@ mounts = ["/usr/local/go"]
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelWarn,
 		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901,
-			Provider: "local", Agent: "claude", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
+			Provider: "local", Agent: "claude", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

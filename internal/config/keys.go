@@ -55,8 +55,10 @@ var keys = []key{
 	timeoutKey("fork.timeout", "timeout"),
 	budgetKey("fork.budget", "budget"),
 	textKey("fork.provider", "", "provider", "local", `Use the name of a provider, such as "local".`, needed, func(c *Config) *string { return &c.Fork.Provider }),
+	textKey("fork.isolation", "", "isolation", "", `Use the name of a tier, such as "namespaces" or "gvisor".`, nil, func(c *Config) *string { return &c.Fork.Isolation }),
 	textKey("fork.agent", "", "agent", "claude", `Use the name of an agent, such as "claude".`, needed, func(c *Config) *string { return &c.Fork.Agent }),
 	textKey("fork.agent_command", "", "agent-command", "", `Use a shell line, such as 'my-agent {prompt}'.`, nil, func(c *Config) *string { return &c.Fork.AgentCommand }),
+	textKey("fork.egress", "", "egress", "registries", `Use none, registries, open, or names such as registries,example.com.`, needed, func(c *Config) *string { return &c.Fork.Egress }),
 	textKey("fork.setup", "", "setup", "", `Use a shell line.`, nil, func(c *Config) *string { return &c.Fork.Setup }),
 	mountsKey("fork.mounts", "mount"),
 }

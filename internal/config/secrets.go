@@ -54,6 +54,8 @@ type Secrets struct {
 	AnthropicKey       Secret // ANTHROPIC_API_KEY
 	AnthropicAuthToken Secret // ANTHROPIC_AUTH_TOKEN, sent as a bearer token
 	AnthropicBaseURL   string // ANTHROPIC_BASE_URL; empty: Anthropic's own
+	OpenAIKey          Secret // OPENAI_API_KEY
+	OpenAIBaseURL      string // OPENAI_BASE_URL; empty: OpenAI's own
 	GitHubToken        Secret // GITHUB_TOKEN
 	GitHubServer       string // GITHUB_SERVER_URL, the only server that the token is for
 	E2BKey             Secret // E2B_API_KEY
@@ -70,6 +72,8 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 		AnthropicKey:       Secret(get("ANTHROPIC_API_KEY")),
 		AnthropicAuthToken: Secret(get("ANTHROPIC_AUTH_TOKEN")),
 		AnthropicBaseURL:   strings.TrimRight(get("ANTHROPIC_BASE_URL"), "/"),
+		OpenAIKey:          Secret(get("OPENAI_API_KEY")),
+		OpenAIBaseURL:      strings.TrimRight(get("OPENAI_BASE_URL"), "/"),
 		GitHubToken:        Secret(get("GITHUB_TOKEN")),
 		GitHubServer:       strings.TrimRight(get("GITHUB_SERVER_URL"), "/"),
 		E2BKey:             Secret(get("E2B_API_KEY")),
@@ -77,13 +81,13 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 	if s.GitHubServer == "" {
 		s.GitHubServer = defaultGitHub
 	}
-	for name, addr := range map[string]string{"ANTHROPIC_BASE_URL": s.AnthropicBaseURL, "GITHUB_SERVER_URL": s.GitHubServer} {
+	for name, addr := range map[string]string{"ANTHROPIC_BASE_URL": s.AnthropicBaseURL, "OPENAI_BASE_URL": s.OpenAIBaseURL, "GITHUB_SERVER_URL": s.GitHubServer} {
 		if err := webAddress(addr); err != nil {
 			return Secrets{}, fault.New(op, fault.Invalid, "%s: %w", name, err).
 				Hinted("Set %s to an address such as https://example.com, or unset it.", name)
 		}
 	}
-	for name, secret := range map[string]Secret{"ANTHROPIC_API_KEY": s.AnthropicKey, "ANTHROPIC_AUTH_TOKEN": s.AnthropicAuthToken, "GITHUB_TOKEN": s.GitHubToken, "E2B_API_KEY": s.E2BKey} {
+	for name, secret := range map[string]Secret{"ANTHROPIC_API_KEY": s.AnthropicKey, "ANTHROPIC_AUTH_TOKEN": s.AnthropicAuthToken, "OPENAI_API_KEY": s.OpenAIKey, "GITHUB_TOKEN": s.GitHubToken, "E2B_API_KEY": s.E2BKey} {
 		if strings.ContainsFunc(string(secret), func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 			return Secrets{}, fault.New(op, fault.Invalid, "%s holds a space, a line break or a letter that no key has", name).
 				Hinted("Copy the key again, without anything around it.")
@@ -97,6 +101,9 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 func (s Secrets) Or(older Secrets) Secrets {
 	if s.AnthropicKey == "" && s.AnthropicAuthToken == "" {
 		s.AnthropicKey, s.AnthropicAuthToken, s.AnthropicBaseURL = older.AnthropicKey, older.AnthropicAuthToken, older.AnthropicBaseURL
+	}
+	if s.OpenAIKey == "" {
+		s.OpenAIKey, s.OpenAIBaseURL = older.OpenAIKey, older.OpenAIBaseURL
 	}
 	if s.GitHubToken == "" {
 		s.GitHubToken, s.GitHubServer = older.GitHubToken, older.GitHubServer
@@ -115,13 +122,15 @@ type revealed struct {
 	GitHubToken        string `json:"github_token,omitempty"`
 	GitHubServer       string `json:"github_server,omitempty"`
 	E2BKey             string `json:"e2b_key,omitempty"`
+	OpenAIKey          string `json:"openai_key,omitempty"`
+	OpenAIBaseURL      string `json:"openai_base_url,omitempty"`
 }
 
 // Reveal returns the secrets as JSON, in the clear: for a file or a socket of
 // mode 0600 and for nothing else.
 func (s Secrets) Reveal() ([]byte, error) {
 	return json.Marshal(revealed{string(s.AnthropicKey), string(s.AnthropicAuthToken), s.AnthropicBaseURL,
-		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey)})
+		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey), string(s.OpenAIKey), s.OpenAIBaseURL})
 }
 
 // ParseSecrets reads what Reveal wrote. An error does not quote the data.
@@ -130,8 +139,11 @@ func ParseSecrets(data []byte) (Secrets, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return Secrets{}, fault.New(op, fault.Invalid, "the stored credentials cannot be read")
 	}
-	return Secrets{Secret(r.AnthropicKey), Secret(r.AnthropicAuthToken), r.AnthropicBaseURL,
-		Secret(r.GitHubToken), r.GitHubServer, Secret(r.E2BKey)}, nil
+	return Secrets{
+		AnthropicKey: Secret(r.AnthropicKey), AnthropicAuthToken: Secret(r.AnthropicAuthToken), AnthropicBaseURL: r.AnthropicBaseURL,
+		OpenAIKey: Secret(r.OpenAIKey), OpenAIBaseURL: r.OpenAIBaseURL,
+		GitHubToken: Secret(r.GitHubToken), GitHubServer: r.GitHubServer, E2BKey: Secret(r.E2BKey),
+	}, nil
 }
 
 // The methods below hide the addresses too, which may say more than they
@@ -139,8 +151,8 @@ func ParseSecrets(data []byte) (Secrets, error) {
 
 // String names what is set.
 func (s Secrets) String() string {
-	return fmt.Sprintf("{anthropic key %s, anthropic token %s, github token %s, e2b key %s}",
-		s.AnthropicKey, s.AnthropicAuthToken, s.GitHubToken, s.E2BKey)
+	return fmt.Sprintf("{anthropic key %s, anthropic token %s, openai key %s, github token %s, e2b key %s}",
+		s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey)
 }
 
 // GoString returns the same as String.

@@ -45,10 +45,12 @@ type Plan struct {
 	Timeout       time.Duration `json:"timeout"`                 // the most one fork may take, from its sandbox's creation
 	Budget        USD           `json:"budget,omitempty"`        // for the whole run; 0: no limit
 	Provider      string        `json:"provider"`                // where the sandboxes are made
+	Isolation     string        `json:"isolation,omitempty"`     // the tier that the user asked for; Provider has it already
 	Agent         string        `json:"agent"`                   // who does the work
 	AgentCommand  string        `json:"agent_command,omitempty"` // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`    // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
+	Egress        string        `json:"egress,omitempty"`        // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
 }
 
@@ -79,6 +81,7 @@ type Spec struct {
 	Agent        string        `json:"agent"`
 	AgentCommand string        `json:"agent_command,omitempty"`
 	AgentPath    string        `json:"agent_path,omitempty"`
+	Egress       string        `json:"egress,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
 }
 

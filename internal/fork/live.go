@@ -1,6 +1,9 @@
 package fork
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Live is what can be seen of a fork while its agent works. It is the
 // heartbeat of the activity that follows the agent, so it is small.
@@ -15,3 +18,14 @@ type Live struct {
 // TranscriptName is the artifact that holds what the agent printed in one
 // attempt, counted from 1.
 func TranscriptName(attempt int) string { return fmt.Sprintf("transcript-%d.jsonl", attempt) }
+
+// RefusedName is the name of the artifact that lists the connections that a
+// fork was not let open, a [Refusal] a line.
+const RefusedName = "egress.jsonl"
+
+// A Refusal is a connection that a fork wanted and did not get.
+type Refusal struct {
+	Time   time.Time `json:"time"` // the first time
+	Host   string    `json:"host"` // as the sandbox named it: a stranger's text
+	Reason string    `json:"reason"`
+}

@@ -43,6 +43,7 @@ type Result struct {
 	Error        string  `json:"error"`  // why Status is not success; empty otherwise
 	Hint         string  `json:"hint,omitempty"`
 	Verify       *Verify `json:"verify,omitempty"` // nil: nothing was verified
+	Paused       bool    `json:"paused,omitempty"` // it stands still now; never of a fork that has ended
 }
 
 // Verify is what a verification command said of a fork's work.

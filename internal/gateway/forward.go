@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // A forwarding is one call on its way to the API and back.
@@ -27,10 +29,11 @@ type forwarding struct {
 	in       *http.Request
 	ctx      context.Context // of the upstream call
 	cancel   context.CancelCauseFunc
+	maker    maker
 	cred     Credentials
 	base     *url.URL
 	body     []byte
-	fork     *forkAccount
+	tenant   *tenant
 	patience context.Context // the fork's, when the call came
 	call     *call           // nil for a call that costs nothing
 	request  *request        // nil for a call that costs nothing
@@ -51,7 +54,7 @@ var (
 // run makes the call. However it ends, also by a panic, it is settled: what is
 // not known to be cheaper costs its reservation.
 func (f *forwarding) run() {
-	defer f.charge(whole, settlement{state: stateFailed, note: "ended without an account"})
+	defer f.charge(whole, ledger.Settlement{State: ledger.Failed, Note: "ended without an account"})
 	// An answer whose agent goes away is read on for a while: what it costs is
 	// told at its end, and an agent that could make calls cheaper by leaving
 	// them would have a way around its budget.
@@ -74,18 +77,12 @@ func (f *forwarding) run() {
 	defer context.AfterFunc(f.in.Context(), f.leave)()
 	// A deadline stays with the connection, which the agent may use again.
 	defer f.out.SetWriteDeadline(time.Time{}) //nolint:errcheck // not every server has one
-	watch := time.AfterFunc(f.g.limits.header, func() { f.cancel(errNoHeader) })
-	defer watch.Stop()
-	res, err := f.g.transport.RoundTrip(f.upstream())
+	res, err := f.send()
 	if err != nil {
 		f.unanswered(err)
 		return
 	}
 	defer res.Body.Close() // it was read as far as it is of use
-	// From here on it is silence that ends a call.
-	if !watch.Stop() {
-		<-f.ctx.Done()
-	}
 	idle := time.AfterFunc(f.g.limits.idle, func() { f.cancel(errIdle) })
 	defer idle.Stop()
 	body := &watched{from: res.Body, timer: idle, limit: f.g.limits.idle}
@@ -107,6 +104,60 @@ func (f *forwarding) run() {
 	}
 }
 
+// errPace is a call that the governor could not let through in time.
+var errPace = errors.New("the model API takes no more calls for now")
+
+// send makes the call at the pace of the fleet. What the API refuses because
+// it came too fast costs nothing and is sent again, for as long as an agent
+// tolerates silence; then the agent is told, and tries again by itself.
+func (f *forwarding) send() (*http.Response, error) {
+	if f.call == nil {
+		return f.try() // counts against other limits, of which little is known
+	}
+	patience, cancel := context.WithTimeoutCause(f.ctx, f.g.limits.wait, errPace)
+	defer cancel()
+	pace := f.g.prices.pace(f.call.model)
+	var last *http.Response // that refused the call
+	for {
+		permit, err := f.g.governor.Acquire(patience, pace, f.tenant.name(), 1)
+		if errors.Is(err, errPace) && last != nil {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		res, err := f.try()
+		if err != nil {
+			permit.Done(0, nil)
+			return nil, err
+		}
+		permit.Done(res.StatusCode, res.Header)
+		again := res.StatusCode == http.StatusTooManyRequests || res.StatusCode == governor.StatusOverloaded
+		if !again || res.Header.Get("X-Should-Retry") == "false" {
+			return res, nil
+		}
+		text, err := io.ReadAll(io.LimitReader(res.Body, maxError))
+		_ = res.Body.Close()
+		if err != nil {
+			text = nil // the status says enough
+		}
+		last, res.Body = res, io.NopCloser(bytes.NewReader(text))
+	}
+}
+
+// try sends the call once. From the answer's header on, it is silence that
+// ends a call.
+func (f *forwarding) try() (*http.Response, error) {
+	watch := time.AfterFunc(f.g.limits.header, func() { f.cancel(errNoHeader) })
+	f.dialing.Store(false)
+	f.linked.Store(false)
+	res, err := f.g.transport.RoundTrip(f.upstream())
+	if !watch.Stop() {
+		<-f.ctx.Done()
+	}
+	return res, err
+}
+
 func isStream(res *http.Response) bool {
 	t, _, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	return err == nil && t == "text/event-stream"
@@ -115,7 +166,11 @@ func isStream(res *http.Response) bool {
 // upstream is the request that goes to the API.
 func (f *forwarding) upstream() *http.Request {
 	target := *f.base
-	target.Path = strings.TrimRight(f.base.Path, "/") + f.in.URL.Path
+	path := f.in.URL.Path
+	if f.maker == openAI {
+		path = strings.TrimPrefix(path, openAIPath)
+	}
+	target.Path = strings.TrimRight(f.base.Path, "/") + path
 	target.RawPath = ""
 	target.RawQuery = f.in.URL.RawQuery
 	out := &http.Request{
@@ -153,26 +208,26 @@ const (
 )
 
 // charge settles the call at a part of its reservation.
-func (f *forwarding) charge(b bound, s settlement) {
+func (f *forwarding) charge(b bound, s ledger.Settlement) {
 	if f.call == nil {
 		return
 	}
 	switch b {
 	case prompt:
-		s.cost = min(f.call.ask.fixed, f.call.hold)
-		s.note += ": charged for the prompt that was reserved"
+		s.Cost = min(f.call.ask.Fixed, f.call.Reserved)
+		s.Note += ": charged for the prompt that was reserved"
 	case whole:
-		s.cost = f.call.hold
-		s.note += ": charged at its reservation"
+		s.Cost = f.call.Reserved
+		s.Note += ": charged at its reservation"
 	}
 	f.call.settle(s)
 }
 
 // bill settles the call by what it used.
-func (f *forwarding) bill(model string, t Tokens, s settlement) {
-	s.tokens = t
-	s.cost = f.price(model, t)
-	s.model = shorten(model)
+func (f *forwarding) bill(model string, t Tokens, s ledger.Settlement) {
+	s.Tokens = t
+	s.Cost = f.price(model, t)
+	s.Model = shorten(model)
 	f.call.settle(s)
 }
 
@@ -196,9 +251,8 @@ func (f *forwarding) price(model string, t Tokens) fork.USD {
 }
 
 // answered begins the settlement of a call that the API answered.
-func (f *forwarding) answered(res *http.Response, note string) settlement {
-	id := res.Header.Get("Request-Id")
-	return settlement{state: stateSettled, status: res.StatusCode, requestID: id[:min(len(id), 128)], note: note}
+func (f *forwarding) answered(res *http.Response, note string) ledger.Settlement {
+	return ledger.Settlement{State: ledger.Settled, Status: res.StatusCode, RequestID: requestID(res.Header), Note: note}
 }
 
 // unanswered ends a call that has no answer. When no connection was made it
@@ -207,11 +261,14 @@ func (f *forwarding) answered(res *http.Response, note string) settlement {
 // answer does, and on all of it if it is not.
 func (f *forwarding) unanswered(err error) {
 	cause := context.Cause(f.ctx)
-	s := settlement{state: stateFailed, note: "no answer"}
+	s := ledger.Settlement{State: ledger.Failed, Note: "no answer"}
 	dial, ok := errors.AsType[*net.OpError](err)
 	switch {
+	case errors.Is(err, errPace):
+		s.Note = "waited for the API's limits"
+		f.charge(nothing, s)
 	case ok && dial.Op == "dial", f.dialing.Load() && !f.linked.Load():
-		s.note = "no connection"
+		s.Note = "no connection"
 		f.charge(nothing, s)
 	case f.request != nil && f.request.stream:
 		f.charge(prompt, s)
@@ -223,16 +280,22 @@ func (f *forwarding) unanswered(err error) {
 	}
 	r := refuse(http.StatusBadGateway, "api_error", "The gateway cannot reach the model API.")
 	switch {
+	case errors.Is(err, errPace):
+		r = refuse(http.StatusTooManyRequests, "rate_limit_error", "The model API's rate limit is used up by this fleet; the call waited for "+f.g.limits.wait.String()+".")
+		r.after = paceRetry
 	case errors.Is(cause, errClosing):
 		r = refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	case errors.Is(cause, errNoHeader):
 		r = refuse(http.StatusGatewayTimeout, "timeout_error", "The model API did not answer in time.")
 	default:
 		// The agent is not told more: the text may name hosts of this network.
-		f.g.note(f.fork, "the model API cannot be reached", "error", f.cred.redact(err.Error()))
+		f.g.note(f.tenant, "the model API cannot be reached", "error", f.cred.redact(err.Error()))
 	}
 	r.write(f.w)
 }
+
+// paceRetry is when an agent may come back that has waited in vain.
+const paceRetry = 5 * time.Second
 
 // maxError bounds the body of an error, in bytes.
 const maxError = 1 << 20
@@ -243,7 +306,7 @@ const maxError = 1 << 20
 // minutes.
 func (f *forwarding) refusedUpstream(res *http.Response, body io.Reader) {
 	s := f.answered(res, "")
-	s.state = stateFailed
+	s.State = ledger.Failed
 	f.charge(nothing, s)
 	text, err := io.ReadAll(io.LimitReader(body, maxError))
 	if err != nil && f.ctx.Err() != nil {
@@ -256,7 +319,7 @@ func (f *forwarding) refusedUpstream(res *http.Response, body io.Reader) {
 	responseHeader(h, res.Header, f.cred)
 	if res.StatusCode == http.StatusUnauthorized {
 		h.Set("X-Should-Retry", "false")
-		f.g.note(f.fork, "the model API refuses the key")
+		f.g.note(f.tenant, "the model API refuses the key")
 	}
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	f.w.WriteHeader(res.StatusCode)
@@ -274,7 +337,7 @@ func (f *forwarding) answer(res *http.Response, body io.Reader) {
 		}
 		return
 	}
-	if model, t, ok := answerUsage(text); ok {
+	if model, t, ok := f.usageOf(text); ok {
 		f.bill(model, t, f.answered(res, ""))
 	} else {
 		f.charge(whole, f.answered(res, "its answer tells no usage"))
@@ -288,21 +351,22 @@ func (f *forwarding) answer(res *http.Response, body io.Reader) {
 
 // stream passes server-sent events on as they come and meters them.
 func (f *forwarding) stream(res *http.Response, body io.Reader) {
-	var m stream
-	defer func() { f.settleStream(&m, res) }()
+	m := f.meterOf()
+	defer func() { f.settleStream(m, res) }()
 	f.copy(res, body, func(p []byte) {
 		m.Write(p) //nolint:errcheck // it never fails
-		if m.ended {
+		if m.state().ended {
 			// Before the agent sees the end, so that its next call finds the
 			// money of this one.
-			f.settleStream(&m, res)
+			f.settleStream(m, res)
 		}
 	})
 }
 
-func (f *forwarding) settleStream(m *stream, res *http.Response) {
-	m.close()
-	t, note, ok := m.outcome(f.call.output)
+func (f *forwarding) settleStream(from meter, res *http.Response) {
+	from.close()
+	m := from.state()
+	t, note, ok := m.outcome(f.call.Output)
 	s := f.answered(res, note)
 	switch {
 	case ok:
@@ -310,10 +374,10 @@ func (f *forwarding) settleStream(m *stream, res *http.Response) {
 	case m.broken:
 		f.charge(whole, s)
 	case m.failed: // an error came in place of an answer
-		s.state = stateFailed
+		s.State = ledger.Failed
 		f.charge(nothing, s)
 	default: // broke off before it began
-		s.state = stateFailed
+		s.State = ledger.Failed
 		f.charge(prompt, s)
 	}
 }

@@ -4,7 +4,7 @@
 // An agent reaches the API through [Gateway] with a token that is good for one
 // fork and nothing else. Each call goes through the same steps:
 //
-//	token -> allow-list -> read the body -> reserve -> forward -> meter -> settle
+//	token -> allow-list -> read the body -> reserve -> pace -> forward -> meter -> settle
 //
 // Reserve writes the most that the call can cost into the ledger before one
 // byte goes out; settle replaces it by what the answer's usage comes to. What
@@ -31,6 +31,8 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // Credentials are the real ones. They are never written to the ledger, to a
@@ -39,14 +41,16 @@ type Credentials struct {
 	APIKey    string // sent as x-api-key; not used when AuthToken is set
 	AuthToken string // sent as Authorization: Bearer
 	BaseURL   string // http or https; empty: https://api.anthropic.com
+
+	OpenAIKey     string // for agents that speak OpenAI's API
+	OpenAIBaseURL string // http or https, with the path; empty: https://api.openai.com/v1
 }
 
 // Options say where a gateway keeps its ledger and whom it forwards to.
 type Options struct {
-	// Dir is required: a folder for the ledger, made with mode 0700 when it is
-	// missing and set to that mode when it is there. One gateway at a time
-	// uses it.
-	Dir string
+	// Ledger says where the money is kept; its Dir is required. Its Logger is
+	// the gateway's when it has none.
+	Ledger ledger.Options
 
 	// Credentials is required and asked for each call, so that a key which
 	// came later works. Empty credentials are no error: the call is answered
@@ -63,6 +67,10 @@ type Options struct {
 	// MaxOutput is the most output tokens that one call may ask for; a greater
 	// max_tokens is lowered to it. 0: 32000.
 	MaxOutput int
+
+	// Rate is how many calls a second each model gets before the API's answers
+	// have shown what it takes. 0: 8.
+	Rate float64
 
 	// Logger gets one line for each settled call (debug) and each refused one
 	// (info). Nil: nothing is logged.
@@ -81,9 +89,11 @@ type Gateway struct {
 	maxOutput     int64
 	credentials   func(context.Context) (Credentials, error)
 	transport     http.RoundTripper
+	governor      *governor.Governor
 	log           *slog.Logger
 	limits        limits
-	ledger        *ledger
+	ledger        *ledger.Ledger
+	shared        bool // other gateways use the ledger too
 
 	closing context.Context // done when Close begins
 	stop    context.CancelFunc
@@ -91,11 +101,12 @@ type Gateway struct {
 
 	granting sync.Mutex // held through a whole Grant or Revoke
 
+	lookups chan struct{} // bounds how many tokens are looked up at once
+
 	mu      sync.Mutex
 	closed  bool
-	tokens  map[tokenHash]*grant
-	runs    map[string]*runAccount
-	lastID  int64 // of a call
+	tokens  map[ledger.Hash]*grant
+	tenants map[tenantKey]*tenant
 	unknown int64 // calls with a token that is not good, since the start
 }
 
@@ -109,12 +120,17 @@ type limits struct {
 	drain    time.Duration // for an answer to go on whose agent went away
 	write    time.Duration // for the agent to take one piece of an answer
 	wait     time.Duration // for other calls to settle
+	hold     time.Duration // for somebody to add money, before the agent has to ask again
+	trust    time.Duration // in what the ledger last said of a token
 	parallel int           // calls of one fork at a time
+
+	elsewhere time.Duration // for other gateways to end their calls of a fork
 }
 
 // The header limit is the agents' own (x-stainless-timeout: 600): an answer
 // that is no stream begins only when it is whole. A call waits no longer than
-// an agent tolerates silence.
+// an agent tolerates silence: Claude Code 2.1.330 was seen to give a request up
+// after 360 s without a byte, whatever API_TIMEOUT_MS says.
 func defaultLimits() limits {
 	return limits{
 		body:     40 << 20,
@@ -125,7 +141,11 @@ func defaultLimits() limits {
 		drain:    10 * time.Second,
 		write:    2 * time.Minute,
 		wait:     2 * time.Minute,
+		hold:     4 * time.Minute,
+		trust:    10 * time.Second,
 		parallel: 32,
+
+		elsewhere: 15 * time.Second,
 	}
 }
 
@@ -133,18 +153,15 @@ const defaultMaxOutput = 32000
 
 var _ http.Handler = (*Gateway)(nil)
 
-// Open opens the ledger in o.Dir, making or upgrading it first. Calls that were
-// in flight when the last gateway died are settled at their reservation and
-// marked crashed. Tokens that were granted and not revoked work again.
+// Open opens the ledger, making or upgrading it first. Calls that were in flight
+// when the last gateway died are settled at their reservation and marked
+// crashed. Tokens that were granted and not revoked work again.
 //
-// The kind of the error is Invalid for options that cannot be, Conflict when
-// another gateway uses the folder, Unsupported for a ledger of a newer version,
-// Full when the disk is, and Internal otherwise.
+// The kind of the error is Invalid for options that cannot be, otherwise that of
+// [ledger.Open].
 func Open(ctx context.Context, o Options) (*Gateway, error) {
 	const op = "open gateway"
 	switch {
-	case o.Dir == "":
-		return nil, fault.New(op, fault.Invalid, "no folder for the ledger")
 	case o.Credentials == nil:
 		return nil, fault.New(op, fault.Invalid, "nobody to ask for credentials")
 	case o.Prices == nil:
@@ -158,28 +175,37 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 	if o.Transport == nil {
 		o.Transport = defaultTransport()
 	}
-	l, err := openLedger(ctx, o.Dir, o.Logger)
-	if err != nil {
-		return nil, fault.Wrap(op, err)
-	}
 	g := &Gateway{
 		prices:        o.Prices,
 		allowUnpriced: o.AllowUnpriced,
 		maxOutput:     int64(cmp.Or(o.MaxOutput, defaultMaxOutput)),
 		credentials:   o.Credentials,
 		transport:     o.Transport,
+		governor:      governor.New(governor.Options{Rate: o.Rate}),
 		log:           o.Logger,
 		limits:        defaultLimits(),
-		ledger:        l,
-		tokens:        make(map[tokenHash]*grant),
-		runs:          make(map[string]*runAccount),
+		shared:        o.Ledger.URL != "",
+		lookups:       make(chan struct{}, 4),
+		tokens:        make(map[ledger.Hash]*grant),
+		tenants:       make(map[tenantKey]*tenant),
 	}
 	g.closing, g.stop = context.WithCancel(context.Background())
-	if err := g.restore(ctx); err != nil {
-		return nil, fault.Wrap(op, errors.Join(err, l.close()))
+	if o.Ledger.Logger == nil {
+		o.Ledger.Logger = o.Logger
 	}
-	l.start()
+	o.Ledger.Revoked = g.abandon
+	var err error
+	if g.ledger, err = ledger.Open(ctx, o.Ledger); err != nil {
+		return nil, fault.Wrap(op, err)
+	}
 	return g, nil
+}
+
+// ModelID returns the full id of a model that users name by an alias, or ""
+// when the price table does not know it.
+func (g *Gateway) ModelID(model string) string {
+	id, _ := g.prices.Resolve(model)
+	return id
 }
 
 // Close cuts the calls that are under way, settles them and closes the ledger.
@@ -194,15 +220,18 @@ func (g *Gateway) Close() error {
 	g.mu.Unlock()
 	g.stop()
 	g.active.Wait()
-	return fault.Wrap("close gateway", g.ledger.close())
+	return fault.Wrap("close gateway", g.ledger.Close())
 }
 
 // Serve answers on ln until ctx is done, then gives the calls under way a
 // moment to end, and cuts them. It returns nil when ctx ended it, and closes
-// ln in any case. It may be called for several listeners.
-func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
+// ln in any case. It may be called for several listeners. Any fork's token is
+// good on it: it is for sandboxes that have no [Door].
+func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error { return g.serveOn(ctx, ln, g) }
+
+func (g *Gateway) serveOn(ctx context.Context, ln net.Listener, h http.Handler) error {
 	s := &http.Server{
-		Handler:           g,
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,

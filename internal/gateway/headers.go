@@ -12,11 +12,11 @@ import (
 // and what would make a proxy or this program's transport act, such as
 // Idempotency-Key, which has Go repeat a POST.
 var (
-	requestHeaders   = []string{"Accept", "User-Agent", "X-App", "X-Client-Request-Id", "X-Claude-Code-Session-Id"}
-	requestPrefixes  = []string{"Anthropic-", "X-Stainless-", "X-Claude-"}
+	requestHeaders   = []string{"Accept", "User-Agent", "X-App", "X-Client-Request-Id", "X-Claude-Code-Session-Id", "Originator", "Session-Id", "Thread-Id"}
+	requestPrefixes  = []string{"Anthropic-", "X-Stainless-", "X-Claude-", "Openai-Beta", "X-Codex-"}
 	responseHeaders  = []string{"Content-Type", "Content-Encoding", "Cache-Control", "Date", "Request-Id", "X-Request-Id", "Retry-After", "Retry-After-Ms", "X-Should-Retry"}
-	responsePrefixes = []string{"Anthropic-"}
-	responseSecrets  = []string{"Anthropic-Organization-Id"}
+	responsePrefixes = []string{"Anthropic-", "Openai-", "X-Ratelimit-"}
+	responseSecrets  = []string{"Anthropic-Organization-Id", "Openai-Organization", "Openai-Project"}
 )
 
 func allowed(key string, names, prefixes []string) bool {
@@ -57,7 +57,7 @@ func responseHeader(to, from http.Header, cred Credentials) {
 
 // secrets lists what nobody may see.
 func (c Credentials) secrets() []string {
-	return slices.DeleteFunc([]string{c.APIKey, c.AuthToken}, func(s string) bool { return s == "" })
+	return slices.DeleteFunc([]string{c.APIKey, c.AuthToken, c.OpenAIKey}, func(s string) bool { return s == "" })
 }
 
 func (c Credentials) within(b []byte) bool {

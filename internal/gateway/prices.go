@@ -10,9 +10,11 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // The list prices that this version was built with. They change with dates, so
@@ -22,18 +24,7 @@ import (
 var listPrices []byte
 
 // Tokens is what one call used, by price class.
-type Tokens struct {
-	Input        int64 // neither read from the cache nor written to it
-	CacheWrite5m int64
-	CacheWrite1h int64
-	CacheRead    int64
-	Output       int64
-	WebSearches  int64 // requests, not tokens
-}
-
-// prompt is how long the prompt was, cached or not: what long-context tiers
-// look at.
-func (t Tokens) prompt() int64 { return t.Input + t.CacheWrite5m + t.CacheWrite1h + t.CacheRead }
+type Tokens = ledger.Tokens
 
 // A Rate is a price list, in dollars per million tokens.
 type Rate struct {
@@ -303,12 +294,21 @@ func trimVariant(name string) (string, bool) {
 	if s, ok := strings.CutSuffix(name, "-latest"); ok {
 		return s, true
 	}
+	if i := len(name) - len("-2026-10-07"); i > 0 && isDate(name[i:]) {
+		return name[:i], true
+	}
 	const date = len("-20261007")
 	i := len(name) - date
 	if i <= 0 || name[i] != '-' && name[i] != '@' || strings.Trim(name[i+1:], "0123456789") != "" {
 		return "", false
 	}
 	return name[:i], true
+}
+
+// isDate accepts "-2026-10-07".
+func isDate(s string) bool {
+	_, err := time.Parse("-2006-01-02", s)
+	return err == nil
 }
 
 // lookup returns the prices of model, or the dearest ones.
@@ -319,13 +319,20 @@ func (p *Prices) lookup(model string) (m *Model, known bool) {
 	return p.dearest, false
 }
 
+// pace names the limit that calls to the model share. Models that nobody knows
+// share one, so that an agent cannot make up any number of them.
+func (p *Prices) pace(model string) string {
+	id, _ := p.Resolve(model)
+	return id
+}
+
 // Cost returns what u costs with model. A model that is not in the table is
 // priced like the dearest, class by class, so that a budget fails safe.
 // Negative counts count as none, and a sum that no int64 holds is the greatest
 // amount there is.
 func (p *Prices) Cost(model string, u Tokens) fork.USD {
 	m, _ := p.lookup(model)
-	r := m.rate(u.prompt())
+	r := m.rate(u.Prompt())
 	sum := times(u.WebSearches, p.webSearch)
 	for _, c := range []struct {
 		n    int64

@@ -42,7 +42,7 @@ func TestCostIsTheListPriceToTheLastNanoDollar(t *testing.T) {
 		{"claude-fable-5-2", Tokens{Input: 3, Output: 2, WebSearches: 2}, "0.020104"},
 		{"claude-3-5-haiku-20241022", Tokens{Input: 1000, Output: 10}, "0.00084"},
 		{"claude-opus-4-20250514", Tokens{Input: 1}, "0.000015"},
-		{"nobody-knows", Tokens{Input: 1, CacheRead: 1, CacheWrite5m: 1, CacheWrite1h: 1, Output: 1}, "0.00014025"},
+		{"nobody-knows", Tokens{Input: 1, CacheRead: 1, CacheWrite5m: 1, CacheWrite1h: 1, Output: 1}, "0.000152"},
 	} {
 		want, err := fork.ParseUSD(c.want)
 		if err != nil {
@@ -75,7 +75,8 @@ func TestAnotherVersionIsAnotherModel(t *testing.T) {
 func TestUnknownModelIsPricedLikeTheDearest(t *testing.T) {
 	p := loadPrices(t)
 	for range 2000 {
-		u := Tokens{rand.Int64N(1e6), rand.Int64N(1e6), rand.Int64N(1e6), rand.Int64N(1e6), rand.Int64N(1e6), rand.Int64N(9)}
+		u := Tokens{Input: rand.Int64N(1e6), CacheWrite5m: rand.Int64N(1e6), CacheWrite1h: rand.Int64N(1e6), CacheRead: rand.Int64N(1e6),
+			Output: rand.Int64N(1e6), WebSearches: rand.Int64N(9)}
 		for _, m := range p.Models() {
 			if known, unknown := p.Cost(m.ID, u), p.Cost("unknown", u); known > unknown {
 				t.Fatalf("%s costs %s for %+v, an unknown model only %s", m.ID, known, u, unknown)
@@ -87,10 +88,10 @@ func TestUnknownModelIsPricedLikeTheDearest(t *testing.T) {
 func TestCostNeverWrapsAround(t *testing.T) {
 	p := loadPrices(t)
 	big := int64(math.MaxInt64)
-	if got := p.Cost("opus", Tokens{big, big, big, big, big, big}); got != maxUSD {
+	if got := p.Cost("opus", Tokens{Input: big, CacheWrite5m: big, CacheWrite1h: big, CacheRead: big, Output: big, WebSearches: big}); got != maxUSD {
 		t.Errorf("%s", got)
 	}
-	if got := p.Cost("opus", Tokens{-big, -1, -1, -1, -1, -1}); got != 0 {
+	if got := p.Cost("opus", Tokens{Input: -big, CacheWrite5m: -1, CacheWrite1h: -1, CacheRead: -1, Output: -1, WebSearches: -1}); got != 0 {
 		t.Errorf("negative counts cost %s", got)
 	}
 }

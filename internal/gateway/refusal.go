@@ -29,6 +29,11 @@ func forbid(status int, kind, message string) *refusal {
 	return &refusal{status: status, kind: kind, message: message, final: true}
 }
 
+// comeAgain asks the agent to make the same call again after a while.
+func comeAgain(after time.Duration, message string) *refusal {
+	return &refusal{status: http.StatusTooManyRequests, kind: "rate_limit_error", message: message, after: after}
+}
+
 func refuseToken() *refusal {
 	return forbid(http.StatusForbidden, "permission_error", "This token is not known, or was revoked because its fork has ended.")
 }

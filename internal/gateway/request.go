@@ -5,7 +5,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
 
 // A request is what the price of a call depends on.
@@ -29,6 +30,10 @@ type request struct {
 	remote   int64 // pictures and documents that the API fetches by itself
 	uses     int64 // how often server tools may run; at most maxUses
 	advisor  bool  // has a tool that asks another model
+
+	answers  int64           // that are asked for; 0: one
+	unpriced string          // something else without a price, in words
+	openai   *openai.Request // the call as OpenAI's API reads it; nil: it is not for that
 }
 
 // readRequest finds everything in body that the price depends on. The error
@@ -132,18 +137,11 @@ const (
 	window = 1_000_000
 )
 
-// An ask is the most that a call can cost: fixed for its prompt, and perToken
-// for each token of its answer.
+// An ask is the most that a call can cost, and what that was reckoned from.
 type ask struct {
-	prompt   int64    // tokens that may be billed for it, all rounds together
-	fixed    fork.USD // for the prompt and everything else that is not the answer
-	perToken fork.USD
-	want     int64 // output tokens, as asked for and capped
-	enough   int64 // with fewer than this, it is better to wait for others to settle
-	least    int64 // with fewer than this, the call is of no use
+	ledger.Ask
+	prompt int64 // tokens that may be billed for it, all rounds together
 }
-
-func (a ask) cost(out int64) fork.USD { return plus(a.fixed, times(out, a.perToken)) }
 
 // Fewer output tokens than this make an agent stumble: its answer ends in the
 // middle of a tool call.
@@ -173,7 +171,7 @@ func (p *Prices) estimate(q *request, maxOutput int64, dense bool) ask {
 	if q.remote > 0 {
 		prompt = window
 	}
-	a := ask{want: min(q.maxTokens, max(maxOutput, q.thinkingFloor()))}
+	a := ask{Ask: ledger.Ask{Want: min(q.maxTokens, max(maxOutput, q.thinkingFloor()))}}
 	rounds := int64(1)
 	if q.compacts {
 		rounds = 2
@@ -186,12 +184,12 @@ func (p *Prices) estimate(q *request, maxOutput int64, dense bool) ask {
 		// A server tool's result becomes a prompt that is read again.
 		read := rounds * (prompt + q.uses*min(prompt+searchTokens, window))
 		a.prompt += read
-		a.fixed = plus(a.fixed, times(read, rate.write(q.hour)/perMillion))
-		a.fixed = plus(a.fixed, times(rounds*q.uses, p.webSearch))
-		a.perToken = plus(a.perToken, times(rounds, rate.Output/perMillion))
+		a.Fixed = plus(a.Fixed, times(read, rate.write(q.hour)/perMillion))
+		a.Fixed = plus(a.Fixed, times(rounds*q.uses, p.webSearch))
+		a.PerToken = plus(a.PerToken, times(rounds*max(q.answers, 1), rate.Output/perMillion))
 	}
-	a.least = min(a.want, max(leastOutput, q.thinkingFloor()))
-	a.enough = min(a.want, max(enoughOutput, q.thinkingFloor()))
+	a.Least = min(a.Want, max(leastOutput, q.thinkingFloor()))
+	a.Enough = min(a.Want, max(enoughOutput, q.thinkingFloor()))
 	return a
 }
 
@@ -207,6 +205,9 @@ func (q *request) thinkingFloor() int64 {
 // clamp returns body with n in place of its max_tokens. No other byte changes,
 // so that what the agent cached stays cached.
 func (q *request) clamp(body []byte, n int64) []byte {
+	if q.openai != nil {
+		return q.openai.Clamp(body, n)
+	}
 	if q.maxEnd == 0 || n >= q.maxTokens {
 		return body
 	}

@@ -185,18 +185,18 @@ func TestEstimateCoversEveryClass(t *testing.T) {
 		"a remote paper":  p.estimate(body(`"system":"`+text+`","messages":[{"content":[{"type":"document","source":{"type":"url"}}]}]`), 32000, false),
 		"another model":   p.estimate(&request{model: "nobody-knows", body: 30_000, maxTokens: 10000}, 32000, false),
 	} {
-		if a.cost(a.want) < plain.cost(plain.want)*11/10 {
-			t.Errorf("%s is asked for %s, without it %s", name, a.cost(a.want), plain.cost(plain.want))
+		if a.Cost(a.Want) < plain.Cost(plain.Want)*11/10 {
+			t.Errorf("%s is asked for %s, without it %s", name, a.Cost(a.Want), plain.Cost(plain.Want))
 		}
 	}
-	if want := p.Cost("sonnet", Tokens{CacheWrite5m: 10_000, Output: 10_000}); plain.cost(plain.want) < want {
-		t.Errorf("%s is asked for what may cost %s", plain.cost(plain.want), want)
+	if want := p.Cost("sonnet", Tokens{CacheWrite5m: 10_000, Output: 10_000}); plain.Cost(plain.Want) < want {
+		t.Errorf("%s is asked for what may cost %s", plain.Cost(plain.Want), want)
 	}
-	if a := p.estimate(body(`"system":""`), 4000, false); a.want != 4000 || a.least != leastOutput || a.enough != 4000 {
+	if a := p.estimate(body(`"system":""`), 4000, false); a.Want != 4000 || a.Least != leastOutput || a.Enough != 4000 {
 		t.Errorf("capped: %+v", a)
 	}
 	// The API refuses a call whose thinking could use up max_tokens.
-	if a := p.estimate(body(`"thinking":{"type":"enabled","budget_tokens":8000}`), 4000, false); a.want != 8001 || a.least != 8001 {
+	if a := p.estimate(body(`"thinking":{"type":"enabled","budget_tokens":8000}`), 4000, false); a.Want != 8001 || a.Least != 8001 {
 		t.Errorf("thinking: %+v", a)
 	}
 	pictures := `"messages":[{"content":[{"type":"image","source":{"type":"base64","data":"` + strings.Repeat("A", 1<<20) + `"}}]}]`

@@ -12,27 +12,31 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
 
 const messagesPath = "/v1/messages"
 
-// route says whether a call may pass, and whether it costs money. Everything
-// that is not named here is refused: other parts of the API cost money in ways
-// that are not metered, or manage the account.
-func route(r *http.Request) (metered, ok bool) {
+// route says whose API a call is for, whether it may pass, and whether it costs
+// money. Everything that is not named here is refused: other parts of the APIs
+// cost money in ways that are not metered, or manage the account.
+func route(r *http.Request) (of maker, metered, ok bool) {
 	if r.URL.RawPath != "" { // an escaped path means something else to others
-		return false, false
+		return anthropic, false, false
 	}
 	switch path := r.URL.Path; path {
 	case messagesPath:
-		return true, r.Method == http.MethodPost
+		return anthropic, true, r.Method == http.MethodPost
 	case messagesPath + "/count_tokens":
-		return false, r.Method == http.MethodPost
+		return anthropic, false, r.Method == http.MethodPost
+	case string(openai.Responses), string(openai.Chat):
+		return openAI, true, r.Method == http.MethodPost
 	case "/v1/models":
-		return false, r.Method == http.MethodGet
+		return anthropic, false, r.Method == http.MethodGet
 	default:
 		id, found := strings.CutPrefix(path, "/v1/models/")
-		return false, found && r.Method == http.MethodGet && modelID(id)
+		return anthropic, false, found && r.Method == http.MethodGet && modelID(id)
 	}
 }
 
@@ -42,14 +46,17 @@ func modelID(id string) bool {
 }
 
 // ServeHTTP answers one call of an agent. See the package's introduction.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	gr, refused := g.admit(r)
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handle(w, r, nil) }
+
+// handle answers a call that came through the door, or through none.
+func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) {
+	gr, refused := g.admit(r, through)
 	if refused != nil {
 		refused.write(w)
 		return
 	}
 	defer g.leave(gr)
-	metered, ok := route(r)
+	of, metered, ok := route(r)
 	if !ok {
 		forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on.").write(w)
 		return
@@ -59,12 +66,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refused.write(w)
 		return
 	}
-	cred, base, refused := g.authority(r.Context())
+	cred, base, refused := g.authority(r.Context(), of)
 	if refused != nil {
 		refused.write(w)
 		return
 	}
-	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, cred: cred, base: base, body: body, fork: gr.fork, patience: gr.patience}
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, maker: of, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
 	if metered {
 		if refused := f.meter(gr); refused != nil {
 			refused.write(w)
@@ -74,39 +81,40 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.run()
 }
 
-// note logs what an agent can bring about as often as it likes.
-func (g *Gateway) note(f *forkAccount, what string, args ...any) {
-	g.mu.Lock()
-	f.noted++
-	n := f.noted
-	g.mu.Unlock()
-	if seldom(n) {
-		g.log.Info("a call was not served", append([]any{"what", what, "run", f.run.name, "fork", f.num, "noted", n}, args...)...)
-	}
-}
+// note says why a call was not served, other than for want of money.
+func (g *Gateway) note(t *tenant, what string, args ...any) { g.say(&t.noted, t, what, args...) }
 
 func shorten(s string) string { return s[:min(len(s), 200)] }
 
-// admit finds out whose call it is, and takes one of the fork's places.
-func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
+// admit finds out whose call it is, and takes one of the fork's places. A token
+// that somebody else's door lets in is stolen.
+func (g *Gateway) admit(r *http.Request, through *Door) (*grant, *refusal) {
+	for _, token := range bearer(r.Header) {
+		gr, refused := g.lookup(r.Context(), ledger.HashOf(token))
+		if refused != nil {
+			return nil, refused
+		}
+		if gr == nil || through != nil && (through.Run != gr.tenant.run || through.Fork != gr.tenant.num) {
+			continue
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		switch {
+		case g.closed:
+			return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
+		case gr.revoked: // in the very moment
+			return nil, refuseToken()
+		case gr.tenant.active >= g.limits.parallel:
+			return nil, comeAgain(time.Second, "This fork has "+strconv.Itoa(gr.tenant.active)+" calls under way, which is the most.")
+		}
+		gr.tenant.active++
+		g.active.Add(1)
+		return gr, nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
-	}
-	for _, token := range bearer(r.Header) {
-		gr := g.tokens[hashToken(token)]
-		if gr == nil || gr.revoked {
-			continue
-		}
-		if gr.fork.active >= g.limits.parallel {
-			busy := refuse(http.StatusTooManyRequests, "rate_limit_error", "This fork has "+strconv.Itoa(gr.fork.active)+" calls under way, which is the most.")
-			busy.after = time.Second
-			return nil, busy
-		}
-		gr.fork.active++
-		g.active.Add(1)
-		return gr, nil
 	}
 	g.unknown++
 	if seldom(g.unknown) {
@@ -115,11 +123,59 @@ func (g *Gateway) admit(r *http.Request) (*grant, *refusal) {
 	return nil, refuseToken()
 }
 
+// lookup returns the grant of a token, and nil for one that is not good. The
+// ledger knows; what it said is trusted for a while, for calls that cost money
+// are looked at once more when they are reserved.
+func (g *Gateway) lookup(ctx context.Context, hash ledger.Hash) (*grant, *refusal) {
+	g.mu.Lock()
+	gr := g.tokens[hash]
+	fresh := gr != nil && (gr.revoked || !g.shared || time.Since(gr.checked) < g.limits.trust)
+	closed := g.closed
+	g.mu.Unlock()
+	switch {
+	case fresh && gr.revoked, closed:
+		return nil, nil
+	case fresh:
+		return gr, nil
+	}
+	select {
+	case g.lookups <- struct{}{}:
+		defer func() { <-g.lookups }()
+	case <-ctx.Done():
+		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The call was given up.")
+	}
+	run, num, err := g.ledger.Holder(ctx, hash)
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		g.log.Warn("a token cannot be looked up", "error", err)
+		return nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot read its ledger.")
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	gr = g.tokens[hash] // it may have been granted or revoked meanwhile
+	switch {
+	case err != nil && gr != nil:
+		gr.revoked = true
+		if gr.tenant.grant == gr {
+			gr.tenant.grant = nil
+		}
+		return nil, nil
+	case err != nil, gr != nil && gr.revoked:
+		return nil, nil
+	case gr != nil:
+		gr.checked = time.Now()
+		return gr, nil
+	}
+	t := g.tenant(run, num)
+	t.dismiss()
+	return g.keep(hash, t), nil
+}
+
 func (g *Gateway) leave(gr *grant) {
 	g.mu.Lock()
-	if gr.fork.active--; gr.fork.active == 0 && gr.fork.quiet != nil {
-		close(gr.fork.quiet)
-		gr.fork.quiet = nil
+	t := gr.tenant
+	if t.active--; t.active == 0 && t.quiet != nil {
+		close(t.quiet)
+		t.quiet = nil
 	}
 	g.mu.Unlock()
 	g.active.Done()
@@ -165,10 +221,9 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *refusal
 	return b, nil
 }
 
-const defaultBaseURL = "https://api.anthropic.com"
-
-// authority asks for the real credentials and where they are good.
-func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusal) {
+// authority asks for the real credentials of the maker and where they are good.
+// Those of others are left out of what it returns.
+func (g *Gateway) authority(ctx context.Context, of maker) (Credentials, *url.URL, *refusal) {
 	cred, err := g.credentials(ctx)
 	if err != nil {
 		g.log.Warn("the credentials for the model API cannot be had", "error", cred.redact(err.Error()))
@@ -177,10 +232,16 @@ func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusa
 		}
 		return cred, nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot get its credentials for the model API.")
 	}
+	prefix, standard := "ANTHROPIC", anthropicURL
+	if of == openAI {
+		prefix, standard = "OPENAI", openAIURL
+		cred = Credentials{AuthToken: cred.OpenAIKey, BaseURL: cred.OpenAIBaseURL}
+	}
+	cred.OpenAIKey, cred.OpenAIBaseURL = "", ""
 	cred.APIKey, cred.AuthToken = strings.TrimSpace(cred.APIKey), strings.TrimSpace(cred.AuthToken)
 	if cred.APIKey == "" && cred.AuthToken == "" {
 		return cred, nil, forbid(http.StatusUnauthorized, "authentication_error",
-			"There is no ANTHROPIC_API_KEY: set it in the environment of the command that starts the run, or of the worker.")
+			"There is no "+prefix+"_API_KEY: set it in the environment of the command that starts the run, or of the worker.")
 	}
 	for _, s := range cred.secrets() {
 		if strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' }) {
@@ -188,19 +249,26 @@ func (g *Gateway) authority(ctx context.Context) (Credentials, *url.URL, *refusa
 		}
 	}
 	if cred.BaseURL == "" {
-		cred.BaseURL = defaultBaseURL
+		cred.BaseURL = standard
 	}
 	base, err := url.Parse(cred.BaseURL)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return cred, nil, forbid(http.StatusNotFound, "not_found_error",
-			"ANTHROPIC_BASE_URL is no http or https URL of a host and a path.")
+			prefix+"_BASE_URL is no http or https URL of a host and a path.")
 	}
 	return cred, base, nil
 }
 
+func (f *forwarding) read() (*request, error) {
+	if f.maker == openAI {
+		return readOpenAI(f.in.URL.Path, f.body)
+	}
+	return readRequest(f.body)
+}
+
 // meter reads what the call may cost and reserves it.
 func (f *forwarding) meter(gr *grant) *refusal {
-	q, err := readRequest(f.body)
+	q, err := f.read()
 	if err != nil {
 		return forbid(http.StatusBadRequest, "invalid_request_error", "The gateway cannot read the request: "+err.Error()+".")
 	}
@@ -212,7 +280,7 @@ func (f *forwarding) meter(gr *grant) *refusal {
 		return refused
 	}
 	g.mu.Lock()
-	dense := gr.fork.dense
+	dense := gr.tenant.dense
 	g.mu.Unlock()
 	attempt, err := strconv.Atoi(f.in.Header.Get("X-Stainless-Retry-Count"))
 	if err != nil || attempt < 0 || attempt > 1000 {
@@ -220,20 +288,18 @@ func (f *forwarding) meter(gr *grant) *refusal {
 	}
 	c := &call{
 		g:       g,
-		grant:   gr,
-		fork:    gr.fork,
+		tenant:  gr.tenant,
 		model:   shorten(q.model),
 		path:    f.in.URL.Path,
-		prices:  g.prices.Version(),
 		attempt: attempt,
 		ask:     g.prices.estimate(q, g.maxOutput, dense),
 		started: time.Now(),
 	}
-	if refused := g.reserve(f.in.Context(), c); refused != nil {
+	if refused := g.reserve(f.in.Context(), c, gr.hash); refused != nil {
 		return refused
 	}
 	f.request, f.call = q, c
-	f.body = q.clamp(f.body, c.output)
+	f.body = q.clamp(f.body, c.Output)
 	return nil
 }
 
@@ -245,11 +311,13 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	for _, name := range q.models() {
 		if _, known := g.prices.lookup(name); !known && !g.allowUnpriced {
 			why = "The model " + strconv.Quote(shorten(name)) + " has no price, so calls to it cannot be metered."
-			g.note(gr.fork, "call refused: unpriced model", "model", shorten(name))
+			g.note(gr.tenant, "call refused: unpriced model", "model", shorten(name))
 			return forbid(http.StatusNotFound, "not_found_error", why)
 		}
 	}
 	switch {
+	case q.unpriced != "":
+		why = "There is no price here for " + q.unpriced + ", so such calls cannot be metered."
 	case q.fast:
 		why = "Fast mode has no price here, so calls in it cannot be metered."
 	case q.regional:
@@ -259,6 +327,6 @@ func (g *Gateway) unpriced(q *request, gr *grant) *refusal {
 	default:
 		return nil
 	}
-	g.note(gr.fork, "call refused: unpriced feature", "why", why)
+	g.note(gr.tenant, "call refused: unpriced feature", "why", why)
 	return forbid(http.StatusForbidden, "permission_error", why)
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
 
 // realKey is what must never be seen anywhere but upstream.
@@ -47,10 +48,24 @@ type script struct {
 	Read   int64             `json:"read"`   // prompt tokens read from the cache
 	Write  int64             `json:"write"`  // and written to it
 	Status int               `json:"status"` // other than 200: an error
+	Times  int               `json:"times"`  // how often Status is answered before the answer; 0: always
 	Header map[string]string `json:"header"`
 	Body   string            `json:"body"` // of an error, or instead of the answer
 	Fault  string            `json:"fault"`
 	Model  string            `json:"model"` // that answers; empty: the one asked
+}
+
+// again counts how often the same request came.
+func (u *upstream) again(body string) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, c := range u.seen {
+		if string(c.body) == body {
+			n++
+		}
+	}
+	return n
 }
 
 func newUpstream(t testing.TB) *upstream {
@@ -126,7 +141,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return fmt.Sprintf(`{"input_tokens":%d,"cache_read_input_tokens":%d,"cache_creation_input_tokens":%d,"output_tokens":%d}`, in, s.Read, s.Write, out)
 	}
 	switch {
-	case s.Status != 0 && s.Status != 200:
+	case s.Status != 0 && s.Status != 200 && (s.Times == 0 || u.again(string(body)) <= s.Times):
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(s.Status)
 		io.WriteString(w, s.Body)
@@ -272,8 +287,9 @@ func openRig(t testing.TB, dir string, up *upstream, change ...func(*Options)) *
 	t.Helper()
 	logs := new(safeBuffer)
 	o := Options{
-		Dir:         dir,
+		Ledger:      ledger.Options{Dir: dir},
 		Prices:      testPrices,
+		Rate:        2000, // tests do not wait for what they do not test
 		Credentials: func(context.Context) (Credentials, error) { return Credentials{APIKey: realKey, BaseURL: up.URL}, nil },
 		Logger:      slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
@@ -327,16 +343,12 @@ func (r *rig) idle(run string) {
 	until(r.t, "all calls are settled", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		account := r.runs[run]
-		if account == nil {
-			return true
-		}
-		for _, f := range account.forks {
-			if f.active > 0 {
+		for key, t := range r.tenants {
+			if key.run == run && t.active > 0 {
 				return false
 			}
 		}
-		return account.reserved == 0
+		return true
 	})
 }
 

@@ -69,9 +69,9 @@ func (u *usage) tokens() (Tokens, bool) {
 	}, true
 }
 
-// max returns the greater of each class. The usage of a stream comes in parts,
+// larger returns the greater of each class. The usage of a stream comes in parts,
 // each of which tells the sums so far of some of the classes.
-func (t Tokens) max(v Tokens) Tokens {
+func larger(t, v Tokens) Tokens {
 	// How the writes split is told once, their sum again at the end; what the
 	// end tells without a split is taken for short writes.
 	writes := max(t.CacheWrite5m+t.CacheWrite1h, v.CacheWrite5m+v.CacheWrite1h)
@@ -231,7 +231,7 @@ func (s *stream) add(u *usage) {
 	}
 	t, ok := u.tokens()
 	s.broken = s.broken || !ok
-	s.sums = s.sums.max(t)
+	s.sums = larger(s.sums, t)
 }
 
 // delta returns how many bytes of output a line carries, escapes and all, and

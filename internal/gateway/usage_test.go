@@ -128,7 +128,7 @@ func TestAnswerUsageHasEveryClass(t *testing.T) {
 		usage string
 		want  Tokens
 	}{
-		"all":                  {`{"input_tokens":1,"cache_creation_input_tokens":7,"cache_read_input_tokens":3,"output_tokens":4,"cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":5},"server_tool_use":{"web_search_requests":6}}`, Tokens{1, 2, 5, 3, 4, 6}},
+		"all":                  {`{"input_tokens":1,"cache_creation_input_tokens":7,"cache_read_input_tokens":3,"output_tokens":4,"cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":5},"server_tool_use":{"web_search_requests":6}}`, Tokens{Input: 1, CacheWrite5m: 2, CacheWrite1h: 5, CacheRead: 3, Output: 4, WebSearches: 6}},
 		"nulls":                {`{"input_tokens":1,"cache_creation_input_tokens":null,"cache_read_input_tokens":null,"cache_creation":null,"server_tool_use":null,"output_tokens":2}`, Tokens{Input: 1, Output: 2}},
 		"no split":             {`{"cache_creation_input_tokens":7}`, Tokens{CacheWrite5m: 7}},
 		"split without sum":    {`{"cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":5}}`, Tokens{CacheWrite5m: 2, CacheWrite1h: 5}},

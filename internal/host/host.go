@@ -31,6 +31,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
@@ -51,11 +52,13 @@ type Options struct {
 	GitCredentials func(context.Context) (repo.Credential, error) // nil: git's own helpers only
 	Program        func(name string) (string, error)              // nil: none can be lent
 	Namespace      string
-	Queue          string // empty: orchestrator.DefaultTaskQueue
-	Identity       string // of the workers, in Temporal; empty: the SDK's
-	GatewayURL     string // the gateway's public URL, for sandboxes elsewhere; may be empty
-	Deployment     string // label of our sandboxes; empty: this state folder's own
-	MetricsPort    int    // 0: any free one; NoMetrics: none
+	Queue          string   // empty: orchestrator.DefaultTaskQueue
+	Identity       string   // of the workers, in Temporal; empty: the SDK's
+	GatewayURL     string   // the gateway's public URL, for sandboxes elsewhere; may be empty
+	Deployment     string   // label of our sandboxes; empty: this state folder's own
+	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
+	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
+	MetricsPort    int      // 0: any free one; NoMetrics: none
 	Logger         *slog.Logger
 }
 
@@ -96,11 +99,12 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	}()
 
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
-		Dir: filepath.Join(o.Home, "gateway"), Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
+		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
+		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
 	}); err != nil {
 		return nil, err
 	}
-	addr, err := h.serveGateway(serve)
+	doors, err := newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +122,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	hostname, _ := os.Hostname() // an empty one is still unique by id
 	acts := activities.New(activities.Options{
 		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
-		GatewayAddr: "unix:" + addr, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
+		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
 		Deployment: o.Deployment, Namespace: o.Namespace,
 		Queue: o.Queue, HostQueue: orchestrator.HostQueue(o.Queue, hostname+"-"+id),
 		TempDir: temp, Metrics: m, Logger: o.Logger,
@@ -193,28 +197,6 @@ func (h *Host) Stop() {
 		_ = h.store.Close()
 		h.store = nil
 	}
-}
-
-// serveGateway listens for the supervisors of this host's sandboxes.
-func (h *Host) serveGateway(ctx context.Context) (path string, err error) {
-	path, err = socketPath(h.o.Home)
-	if err != nil {
-		return "", err
-	}
-	_ = os.Remove(path) // the lock of the state folder says that nobody listens there
-	ln, err := net.Listen("unix", path)
-	if err == nil {
-		err = os.Chmod(path, 0o600)
-	}
-	if err != nil {
-		return "", fault.New("gateway", fault.Internal, "%w", err)
-	}
-	h.serving.Go(func() {
-		if err := h.gateway.Serve(ctx, ln); err != nil && ctx.Err() == nil {
-			h.fail(fault.Wrap("gateway", err))
-		}
-	})
-	return path, nil
 }
 
 // serveMetrics answers /metrics, and says so when the port is taken.

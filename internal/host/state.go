@@ -25,11 +25,15 @@ import (
 //	engine.*         lock, endpoint, socket, log     git/        mirrors and the runs' own repositories
 //	sandboxes/       local sandboxes and bases       artifacts/  prompts, transcripts, bundles
 //	tmp/             bundles on their way            secrets     credentials the engine was lent, 0600
+//	doors/           a socket for each sandbox
 
 // Artifacts opens the artifact store of the state folder.
 func Artifacts(ctx context.Context, home string) (*artifact.Store, error) {
 	return artifact.Open(ctx, filepath.Join(home, "artifacts"))
 }
+
+// LedgerDir is the gateway's folder in the state folder.
+func LedgerDir(home string) string { return filepath.Join(home, "gateway") }
 
 // Repo returns the git store of the state folder.
 func Repo(home string, credentials func(context.Context) (repo.Credential, error), log *slog.Logger) *repo.Store {
@@ -64,15 +68,21 @@ func ID(home string) (string, error) {
 	return "", fault.New("state folder", fault.Internal, "%s is empty", path)
 }
 
-// socketPath returns where the gateway listens. A unix socket's path has at
-// most 107 bytes (unix(7)); a deep state folder gets a short one elsewhere.
-func socketPath(home string) (string, error) {
-	path := filepath.Join(home, "gateway.sock")
-	if len(path) <= 100 {
-		return path, nil
+// doorsPath returns the folder of the sockets that sandboxes reach the gateway
+// by. A unix socket's path has at most 107 bytes (unix(7)); a deep state folder
+// gets a short one elsewhere.
+func doorsPath(home string) (string, error) {
+	fits := func(dir string) bool { return len(dir)+len("/")+doorName+len(".sock") <= 107 }
+	path := filepath.Join(home, "doors")
+	if fits(path) {
+		return path, os.MkdirAll(path, 0o700)
 	}
 	sum := sha256.Sum256([]byte(home))
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-temporal-%d-%x", os.Getuid(), sum[:6]))
+	name := fmt.Sprintf("sandbox-temporal-%d-%x", os.Getuid(), sum[:6])
+	dir := filepath.Join(os.TempDir(), name)
+	if !fits(dir) {
+		dir = filepath.Join("/tmp", name)
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fault.New("gateway", fault.Denied, "%w", err)
 	}
@@ -81,7 +91,7 @@ func socketPath(home string) (string, error) {
 		return "", fault.New("gateway", fault.Denied, "%s is not a private folder of ours", dir).
 			Hinted("Remove it, or set SANDBOX_TEMPORAL_HOME to a shorter path.")
 	}
-	return filepath.Join(dir, "gateway.sock"), nil
+	return dir, nil
 }
 
 // freshDir makes dir, empty.

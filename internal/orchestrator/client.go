@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
@@ -186,12 +188,24 @@ func (c *Client) Live(ctx context.Context, run string, nums []int) (map[int]fork
 		if err != nil {
 			return live, err
 		}
+		// Nothing is done for a fork that stands still, or what was is being
+		// let go.
+		idle := len(d.PendingActivities) == 0
 		for _, a := range d.PendingActivities {
+			idle = idle || a.State == enumspb.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
 			l := fork.Live{Phase: a.ActivityType.GetName()}
 			if h := a.HeartbeatDetails; h != nil {
 				_ = converter.GetDefaultDataConverter().FromPayloads(h, &l) // a heartbeat of another version shows less
 			}
 			live[n] = l
+		}
+		if idle && d.WorkflowExecutionInfo.GetStatus() == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {
+			var r fork.Result
+			if c.query(ctx, fork.WorkflowID(run, n), GetStatus, &r) == nil && r.Paused {
+				l := live[n] // what it had done by then
+				l.Phase = "paused"
+				live[n] = l
+			}
 		}
 	}
 	return live, nil
@@ -215,9 +229,90 @@ func (c *Client) Pause(ctx context.Context, run string) (fork.Progress, error) {
 	return c.tell(ctx, run, Pause)
 }
 
-// Resume takes a Pause back.
+// Freeze is Pause, and holds the sandboxes of the running forks still. It
+// returns when they do, with the numbers of those that do; a fork that has
+// ended its agent meanwhile does not. When some cannot be held the others are,
+// and the error is that of one of them.
+func (c *Client) Freeze(ctx context.Context, run string) (p fork.Progress, still []int, err error) {
+	if p, err = c.Pause(ctx, run); err != nil {
+		return p, nil, err
+	}
+	still, err = c.hold(ctx, run, p.Active, Pause)
+	return p, still, err
+}
+
+// Resume takes a Pause and a Freeze back.
 func (c *Client) Resume(ctx context.Context, run string) (fork.Progress, error) {
+	p, err := c.Progress(ctx, run)
+	if err != nil {
+		return p, err
+	}
+	var still []int
+	for _, n := range p.Active {
+		var r fork.Result
+		err := c.query(ctx, fork.WorkflowID(run, n), GetStatus, &r)
+		if err != nil && fault.KindOf(err) != fault.NotFound {
+			return p, err
+		}
+		if r.Paused {
+			still = append(still, n)
+		}
+	}
+	if _, err := c.hold(ctx, run, still, Resume); err != nil {
+		return p, err
+	}
 	return c.tell(ctx, run, Resume)
+}
+
+// hold tells forks of the run to stand still, or to go on, all at once, and
+// returns those that stand still then.
+func (c *Client) hold(ctx context.Context, run string, nums []int, verb string) (still []int, err error) {
+	results := make([]fork.Result, len(nums))
+	errs := make([]error, len(nums))
+	var all sync.WaitGroup
+	for i, n := range nums {
+		all.Go(func() { results[i], errs[i] = c.holdOne(ctx, run, n, verb) })
+	}
+	all.Wait()
+	for i, r := range results {
+		if r.Paused {
+			still = append(still, nums[i])
+		}
+		if err == nil && errs[i] != nil {
+			err = fault.Wrap(fmt.Sprintf("%s fork %d", verb, nums[i]), errs[i])
+		}
+	}
+	return still, err
+}
+
+// holdOne returns how the fork stands afterwards. One that is not there, or
+// not any more, does not stand still.
+func (c *Client) holdOne(ctx context.Context, run string, num int, verb string) (r fork.Result, err error) {
+	for soon := time.Now().Add(listTimeout); ; {
+		h, err := c.Temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+			WorkflowID: fork.WorkflowID(run, num), UpdateName: verb, WaitForStage: client.WorkflowUpdateStageCompleted,
+		})
+		if err == nil {
+			err = h.Get(ctx, &r)
+		}
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return r, err
+		case fault.KindOf(Fault(err)) != fault.NotFound:
+			return r, Fault(err)
+		}
+		// It has ended, or is about to start: its run was told to start it
+		// before it heard of the pause.
+		p, err := c.Progress(ctx, run)
+		if err != nil || !slices.Contains(p.Active, num) || time.Now().After(soon) {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return r, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // Cancel ends the run. When it returns, every fork has ended and its sandbox

@@ -41,6 +41,9 @@ const (
 const (
 	CancelExecution = "cancel_execution" // signal
 	GetStatus       = "get_status"       // query; answers with a fork.Result
+
+	// Pause and Resume are updates of a fork too, which answer with a
+	// fork.Result. They hold the fork's sandbox still, and let it go on.
 )
 
 // DefaultTaskQueue is where runs, and the activities that any worker can do,
@@ -59,6 +62,8 @@ var (
 	ExecuteCommand        = Activity[ExecuteCommandInput, ExecuteCommandOutput]{"execute_command"}
 	RunClaudeAgent        = Activity[RunAgentInput, RunAgentOutput]{"run_claude_agent"}
 	RunAgent              = Activity[RunAgentInput, RunAgentOutput]{"run_agent"}
+	PauseSandbox          = Activity[HoldSandboxInput, None]{"pause_sandbox"}
+	ResumeSandbox         = Activity[HoldSandboxInput, None]{"resume_sandbox"}
 	CollectResult         = Activity[CollectResultInput, CollectResultOutput]{"collect_result"}
 	CleanupSandbox        = Activity[CleanupSandboxInput, CleanupSandboxOutput]{"cleanup_sandbox"}
 	RecordMetrics         = Activity[RecordMetricsInput, None]{"record_metrics"}
@@ -126,6 +131,15 @@ type (
 		Turns  int         `json:"num_turns"`
 		Usage  fork.Usage  `json:"usage"`
 		Again  bool        `json:"again,omitempty"` // another attempt could help
+
+		// Paused says that the sandbox was paused, so the agent was let be.
+		// Nothing else is set then.
+		Paused bool `json:"paused,omitempty"`
+	}
+	// HoldSandboxInput names a sandbox to pause or to resume.
+	HoldSandboxInput struct {
+		Ref      sandbox.Ref `json:"ref"`
+		Deadline time.Time   `json:"deadline"` // when the sandbox destroys itself from now on
 	}
 	// CollectResultInput asks for the work of a fork as a branch.
 	CollectResultInput struct {

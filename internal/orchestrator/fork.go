@@ -24,7 +24,10 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 	f.result = fork.Result{
 		ForkNum: in.Spec.Num, Status: fork.Running, Model: in.Spec.Model, Agent: in.Spec.Agent, BaseCommit: in.Spec.BaseCommit,
 	}
-	if err := workflow.SetQueryHandler(ctx, GetStatus, func() (fork.Result, error) { return f.result, nil }); err != nil {
+	if err := workflow.SetQueryHandler(ctx, GetStatus, func() (fork.Result, error) { return f.status(), nil }); err != nil {
+		return f.result, err
+	}
+	if err := f.listenHold(ctx); err != nil {
 		return f.result, err
 	}
 	work, stop := workflow.WithCancel(workflow.WithTaskQueue(ctx, in.Base.Queue))
@@ -35,6 +38,7 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 	})
 
 	f.carryOut(work)
+	f.hold.over, f.hold.still = true, false // nothing of it stands still that is being destroyed
 	if work.Err() != nil && f.result.Status != fork.Success {
 		f.result.Status, f.result.Error, f.result.Hint = fork.Cancelled, "the fork was cancelled", ""
 	}
@@ -45,23 +49,27 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 	f.result.Duration = workflow.Now(ctx).Sub(f.started).Seconds()
 	_, _ = attempt(last, recording, RecordMetrics, RecordMetricsInput{Result: brief(f.result)})
 	upsertEnd(last, f.result.Status, f.result.Cost)
+	// Whoever asked for a pause hears the end of it before the fork closes.
+	_ = workflow.Await(last, func() bool { return workflow.AllHandlersFinished(last) })
 	return f.result, nil
 }
 
 // forked is the state of one Fork.
 type forked struct {
-	in      ForkInput
-	started time.Time
-	ref     sandbox.Ref
-	result  fork.Result
+	in       ForkInput
+	started  time.Time
+	deadline time.Time // of the agent; moved by the time that it stood still
+	ref      sandbox.Ref
+	result   fork.Result
+	hold     hold
 }
 
 // carryOut does the work: sandbox, health, agent, branch.
 func (f *forked) carryOut(ctx workflow.Context) {
 	spec := f.in.Spec
-	deadline := f.started.Add(spec.Timeout)
+	f.deadline = f.started.Add(spec.Timeout)
 
-	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: deadline.Add(grace)})
+	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: f.deadline.Add(grace)})
 	if err != nil {
 		f.fail(err)
 		return
@@ -71,22 +79,32 @@ func (f *forked) carryOut(ctx workflow.Context) {
 		f.fail(err)
 		return
 	}
-	if !f.runAgent(ctx, deadline) {
+	if !f.runAgent(ctx) {
 		return
 	}
+	f.hold.over = true
 	f.collect(ctx)
 }
 
 // runAgent runs the agent, twice if a second attempt can help, and reports
 // whether there may be work to collect.
-func (f *forked) runAgent(ctx workflow.Context, deadline time.Time) bool {
+func (f *forked) runAgent(ctx workflow.Context) bool {
 	run := RunAgent
 	if f.in.Spec.Agent == "claude" {
 		run = RunClaudeAgent
 	}
 	for n := 1; ; n++ {
-		left := deadline.Sub(workflow.Now(ctx))
-		out, err := attempt(ctx, following(left), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: deadline})
+		out, again, ok, err := f.follow(ctx, func(ctx workflow.Context) (RunAgentOutput, error) {
+			left := f.deadline.Sub(workflow.Now(ctx))
+			return attempt(ctx, following(left), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: f.deadline})
+		})
+		if !ok {
+			return false
+		}
+		if again {
+			n-- // the same attempt, after a pause
+			continue
+		}
 		if err != nil {
 			f.fail(err)
 			return false

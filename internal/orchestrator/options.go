@@ -39,6 +39,8 @@ var (
 	preparing  = policy{retries: retries{3, 5 * time.Second}, limit: time.Hour}
 	creating   = policy{retries: retries{3, 5 * time.Second}, limit: 10 * time.Minute, total: 2 * time.Hour}
 	checking   = policy{retries: retries{1, 0}, limit: time.Minute, total: time.Hour}
+	pausing    = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 10 * time.Minute}
+	resuming   = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 2 * time.Hour}
 	collecting = policy{retries: retries{3, 2 * time.Second}, limit: 10 * time.Minute, total: 2 * time.Hour}
 	cleaning   = policy{retries: retries{3, 2 * time.Second}, limit: 2 * time.Minute, total: 2 * time.Hour}
 	recording  = policy{retries: retries{1, 0}, limit: 10 * time.Second, total: time.Minute, local: true}

@@ -31,6 +31,8 @@ type deeds struct {
 	collect func(CollectResultInput) (CollectResultOutput, error)
 	clean   func(CleanupSandboxInput) error
 	prepare func() error
+	pause   func(HoldSandboxInput) error
+	resume  func(HoldSandboxInput) error
 	now     int // sandboxes that exist
 	most    int // that existed at once
 }
@@ -79,6 +81,20 @@ func (d *deeds) serve(w Registrar) {
 	}
 	RunClaudeAgent.Serve(w, run)
 	RunAgent.Serve(w, run)
+	PauseSandbox.Serve(w, func(_ context.Context, in HoldSandboxInput) (None, error) {
+		d.count("pause")
+		if d.pause != nil {
+			return None{}, d.pause(in)
+		}
+		return None{}, nil
+	})
+	ResumeSandbox.Serve(w, func(_ context.Context, in HoldSandboxInput) (None, error) {
+		d.count("resume")
+		if d.resume != nil {
+			return None{}, d.resume(in)
+		}
+		return None{}, nil
+	})
 	CollectResult.Serve(w, func(_ context.Context, in CollectResultInput) (CollectResultOutput, error) {
 		d.count("collect")
 		if d.collect != nil {

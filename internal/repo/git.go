@@ -225,7 +225,7 @@ func passed(name string) bool {
 		"GIT_CONFIG_NOSYSTEM", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM":
 		return true
 	case "SSH_ASKPASS", "DISPLAY", "WAYLAND_DISPLAY", "LANGUAGE",
-		"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "E2B_API_KEY", "TEMPORAL_API_KEY", "TEMPORAL_TLS_KEY":
+		"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY", "E2B_API_KEY", "TEMPORAL_API_KEY", "TEMPORAL_TLS_KEY":
 		return false
 	}
 	return !strings.HasPrefix(name, "GIT_") && !strings.HasPrefix(name, "LC_")

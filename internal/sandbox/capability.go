@@ -56,8 +56,9 @@ type BaseInfo struct {
 type Pauser interface {
 	// Pause stops every process of the sandbox where it stands; it keeps its
 	// memory and its files. Paused twice is paused once. The deadline goes
-	// on. While paused, a Start waits or fails with fault.Conflict, and
-	// Destroy, List, output and Exit work as ever.
+	// on, and so do the clocks that processes look at. While paused, a Start
+	// waits or fails with fault.Conflict, Health fails, and Attach, Destroy,
+	// List, SetDeadline, output and Exit work as ever.
 	Pause(ctx context.Context, ref Ref) error
 
 	// Resume lets a paused sandbox go on. One that runs is no error.

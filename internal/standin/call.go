@@ -24,6 +24,7 @@ type call struct {
 
 	system   []block
 	session  string
+	size     int  // bytes of a body whose blocks are not kept
 	counting bool // a call that counts tokens and says nothing
 }
 

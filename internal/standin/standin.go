@@ -173,6 +173,7 @@ func (s *Server) Requests() []Request {
 }
 
 // ServeHTTP answers POST /v1/messages, POST /v1/messages/count_tokens,
+// POST /v1/responses (of OpenAI's API),
 // GET /v1/models and GET /v1/models/ID; anything else is not found.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
@@ -196,6 +197,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if c := s.read(w, r, req); c != nil {
 			s.play(w, r, req, c)
 		}
+	case r.Method == http.MethodPost && r.URL.Path == "/v1/responses":
+		if c := s.readResponses(w, r, req); c != nil {
+			s.respond(w, r, req, c)
+		}
 	case r.Method == http.MethodPost && r.URL.Path == "/v1/messages/count_tokens":
 		if c := s.read(w, r, req); c != nil {
 			_, total := c.blocks()
@@ -213,14 +218,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // read takes the body of a call. It answers itself and returns nil when the
 // API would refuse the call for its form.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, req *Request) *call {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		refuse(w, req, http.StatusRequestEntityTooLarge, "", "Request exceeds the maximum size")
+	b, ok := s.body(w, r, req)
+	if !ok {
 		return nil
-	}
-	if err != nil {
-		req.Outcome = Left
-		panic(http.ErrAbortHandler)
 	}
 	if r.Header.Get("anthropic-version") == "" {
 		refuse(w, req, http.StatusBadRequest, "", "anthropic-version: header is required")
@@ -239,6 +239,20 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, req *Request) *cal
 		return nil
 	}
 	return c
+}
+
+// body reads all of a body. It answers itself when there is too much of it.
+func (s *Server) body(w http.ResponseWriter, r *http.Request, req *Request) ([]byte, bool) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		refuse(w, req, http.StatusRequestEntityTooLarge, "", "Request exceeds the maximum size")
+		return nil, false
+	}
+	if err != nil {
+		req.Outcome = Left
+		panic(http.ErrAbortHandler)
+	}
+	return b, true
 }
 
 func keyOf(r *http.Request) string {

@@ -84,6 +84,17 @@ var Checks = []Check{
 	{"a snapshot can be made on a base", snapshotOnBase},
 	{"bases are listed with what is known of them", listBases},
 	{"a base is removed when nobody stands on it, and not before", removeBase},
+
+	{"a paused sandbox stands still, and goes on from there", pauseStandsStill},
+	{"a paused sandbox can be read, attached to and destroyed", pausedWorks},
+	{"the deadline of a paused sandbox goes on", pausedDeadline},
+
+	{"a terminal has a size, echoes, and says how its command ended", terminal},
+	{"keys on a terminal send signals", terminalKeys},
+	{"closing a terminal hangs it up", terminalHangUp},
+	{"an impossible command on a terminal is told as one without", terminalNotFound},
+
+	{"a port in the sandbox can be reached, and one where nobody listens is unavailable", dialPort},
 }
 
 // NewWorker returns the check that needs a second provider of the same host,

@@ -1,16 +1,13 @@
 package fake
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -99,21 +96,22 @@ func (p *Provider) Freeze(ctx context.Context, ref sandbox.Ref, key string) erro
 	})
 }
 
-// Snapshot stops what runs in the sandbox while it copies the files.
+// Snapshot stops what runs in the sandbox, unless it is paused anyway, while it
+// copies the files.
 func (p *Provider) Snapshot(ctx context.Context, ref sandbox.Ref, key string) error {
 	const op = "fake: snapshot sandbox"
 	return p.store(op, ref, key, func(b *box) error {
 		b.mu.Lock() // nothing is started meanwhile
 		defer b.mu.Unlock()
-		if err := b.usable(op); err != nil {
-			return err
-		}
-		held := b.hold()
-		defer func() {
-			for _, pid := range held {
-				_ = syscall.Kill(pid, syscall.SIGCONT) // an error: it is gone
+		if !b.paused {
+			if err := b.usable(op); err != nil {
+				return err
 			}
-		}()
+			if err := b.halt(ctx); err != nil {
+				return err
+			}
+			defer b.wake()
+		}
 		half := filepath.Join(b.dir, "snapshot")
 		if err := copyTree(ctx, b.root(), half); err != nil {
 			return errors.Join(err, os.RemoveAll(half))
@@ -151,38 +149,6 @@ func (p *Provider) store(op string, ref sandbox.Ref, key string, fill func(b *bo
 	defer p.mu.Unlock()
 	p.bases[key] = base{below: b.spec.Base, labels: maps.Clone(b.spec.Labels), created: time.Now()}
 	return nil
-}
-
-// hold stops every process of the sandbox and returns them. Where there is no
-// /proc, those that left their group go on.
-func (b *box) hold() (held []int) {
-	begun := time.Now()
-	for {
-		fresh := 0
-		for _, pid := range b.marked() {
-			if slices.Contains(held, pid) {
-				continue
-			}
-			if syscall.Kill(pid, syscall.SIGSTOP) == nil {
-				held = append(held, pid)
-				fresh++
-			}
-		}
-		if fresh == 0 && (!slices.ContainsFunc(held, moves) || time.Since(begun) > time.Second) {
-			return held // a parent in vfork waits for a child that stands still
-		}
-		time.Sleep(time.Millisecond) // a stop tells nobody but a parent
-	}
-}
-
-// moves reports whether the process has not heard of its stop yet.
-func moves(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	_, state, _ := bytes.Cut(b[bytes.LastIndexByte(b, ')')+1:], []byte{' '})
-	return len(state) > 0 && !bytes.ContainsAny(state[:1], "TZX")
 }
 
 // Bases looks through the bases in memory.

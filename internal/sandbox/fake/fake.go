@@ -39,6 +39,8 @@ var (
 	_ sandbox.Provider    = (*Provider)(nil)
 	_ sandbox.HostBound   = (*Provider)(nil)
 	_ sandbox.Snapshotter = (*Provider)(nil)
+	_ sandbox.Pauser      = (*Provider)(nil)
+	_ sandbox.PortDialer  = (*Provider)(nil)
 )
 
 // A Provider makes sandboxes. It must be made by [New].
@@ -122,6 +124,15 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 	return b.ref, nil
 }
 
+// must is find for what needs a living sandbox.
+func (p *Provider) must(op string, ref sandbox.Ref) (*box, error) {
+	b, err := p.find(op, ref)
+	if err == nil && (b == nil || b.isOver()) {
+		err = fault.New(op, fault.NotFound, "sandbox %q is gone", ref.ID)
+	}
+	return b, err
+}
+
 // find returns the sandbox of ref, or nil when it is gone.
 func (p *Provider) find(op string, ref sandbox.Ref) (*box, error) {
 	if ref.Provider != ProviderName || ref.Version != 1 {
@@ -143,12 +154,9 @@ func (p *Provider) find(op string, ref sandbox.Ref) (*box, error) {
 // Attach finds the sandbox in memory.
 func (p *Provider) Attach(_ context.Context, ref sandbox.Ref) (sandbox.Sandbox, error) {
 	const op = "fake: attach"
-	b, err := p.find(op, ref)
+	b, err := p.must(op, ref)
 	if err != nil {
 		return nil, err
-	}
-	if b == nil || b.isOver() {
-		return nil, fault.New(op, fault.NotFound, "sandbox %q is gone", ref.ID)
 	}
 	return b, nil
 }
@@ -194,7 +202,7 @@ func (p *Provider) List(_ context.Context, labels map[string]string) ([]sandbox.
 		if b.err != nil || b.isOver() || !sandbox.HasLabels(b.spec.Labels, labels) {
 			continue
 		}
-		infos = append(infos, sandbox.Info{Ref: b.ref, Labels: maps.Clone(b.spec.Labels), Created: b.created})
+		infos = append(infos, sandbox.Info{Ref: b.ref, Labels: maps.Clone(b.spec.Labels), Created: b.created, Paused: b.isPaused()})
 	}
 	return infos, nil
 }

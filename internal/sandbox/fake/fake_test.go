@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestConformance(t *testing.T) {
 	for i, check := range conformance.Checks {
 		t.Run(check.Name, func(t *testing.T) {
 			t.Parallel()
-			if err := check.Run(t.Context(), p, fmt.Sprintf("check-%d", i)); err != nil {
+			if err := check.Run(t.Context(), p, fmt.Sprintf("check-%d-%d", os.Getpid(), i)); err != nil {
 				t.Error(err)
 			}
 		})

@@ -80,28 +80,9 @@ func (p *process) output(stream sandbox.Stream) string {
 }
 
 func (p *process) run(op string, cmd sandbox.Cmd, stdin *os.File) error {
-	dir := p.b.host(sandbox.Workspace)
-	if cmd.Dir != "" {
-		dir = p.b.host(cmd.Dir)
-		if st, err := os.Stat(dir); !path.IsAbs(cmd.Dir) || err != nil || !st.IsDir() {
-			return fault.New(op, fault.Invalid, "%q is not a folder", cmd.Dir)
-		}
-	}
-	search := p.b.host(sandbox.ProgramDir) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin"
-	env := []string{
-		"PATH=" + search, "HOME=" + p.b.host(sandbox.Home), "TMPDIR=" + p.b.host("/tmp"),
-		"USER=agent", "LOGNAME=agent", "SHELL=/bin/sh", "LANG=C.UTF-8", "TERM=dumb", mark + "=" + p.b.dir,
-	}
-	for _, kv := range cmd.Env {
-		k, v, ok := strings.Cut(kv, "=")
-		if !ok || k == "" || strings.ContainsRune(kv, 0) {
-			return fault.New(op, fault.Invalid, "%q in the environment is not K=V", kv)
-		}
-		env = append(env, k+"="+p.b.translate(v))
-	}
-	args := make([]string, len(cmd.Args))
-	for i, a := range cmd.Args {
-		args[i] = p.b.translate(a)
+	c, err := p.b.command(op, cmd)
+	if err != nil {
+		return err
 	}
 	var outputs [2]*os.File
 	for i, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
@@ -112,22 +93,15 @@ func (p *process) run(op string, cmd sandbox.Cmd, stdin *os.File) error {
 		defer f.Close()
 		outputs[i] = f
 	}
-	program, err := lookPath(args[0], dir, search)
-	c := &exec.Cmd{
-		Path: program, Args: args, Env: env, Dir: dir, Stdin: stdin, Stdout: outputs[0], Stderr: outputs[1],
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	c.Stdin, c.Stdout, c.Stderr = stdin, outputs[0], outputs[1]
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	exit, err := launch(op, c, outputs[1])
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = c.Start()
-	}
-	switch {
-	case err == nil:
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return p.neverRan(outputs[1], 127, "command not found", args[0])
-	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.ENOEXEC):
-		return p.neverRan(outputs[1], 126, "cannot be run", args[0])
-	default:
-		return fault.New(op, fault.Invalid, "%w", err)
+	if exit.Code != 0 {
+		p.end(exit)
+		return nil
 	}
 	p.pid = c.Process.Pid
 	go func() {
@@ -137,10 +111,55 @@ func (p *process) run(op string, cmd sandbox.Cmd, stdin *os.File) error {
 	return nil
 }
 
-func (p *process) neverRan(stderr io.Writer, code int, why, name string) error {
-	_, err := fmt.Fprintf(stderr, "sandbox: %s: %s\n", name, why)
-	p.end(sandbox.Exit{Code: code})
-	return err
+// command translates cmd. The program is looked up by launch.
+func (b *box) command(op string, cmd sandbox.Cmd) (*exec.Cmd, error) {
+	dir := b.host(sandbox.Workspace)
+	if cmd.Dir != "" {
+		dir = b.host(cmd.Dir)
+		if st, err := os.Stat(dir); !path.IsAbs(cmd.Dir) || err != nil || !st.IsDir() {
+			return nil, fault.New(op, fault.Invalid, "%q is not a folder", cmd.Dir)
+		}
+	}
+	env := []string{
+		"PATH=" + b.host(sandbox.ProgramDir) + systemPath, "HOME=" + b.host(sandbox.Home), "TMPDIR=" + b.host("/tmp"),
+		"USER=agent", "LOGNAME=agent", "SHELL=/bin/sh", "LANG=C.UTF-8", "TERM=dumb", mark + "=" + b.dir,
+	}
+	for _, kv := range cmd.Env {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" || strings.ContainsRune(kv, 0) {
+			return nil, fault.New(op, fault.Invalid, "%q in the environment is not K=V", kv)
+		}
+		env = append(env, k+"="+b.translate(v))
+	}
+	args := make([]string, len(cmd.Args))
+	for i, a := range cmd.Args {
+		args[i] = b.translate(a)
+	}
+	c := &exec.Cmd{Args: args, Env: env, Dir: dir}
+	c.Path, c.Err = lookPath(args[0], dir, b.host(sandbox.ProgramDir)+systemPath)
+	return c, nil
+}
+
+// systemPath is what follows the sandbox's own programs on its PATH.
+const systemPath = ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin"
+
+// launch starts c. One that cannot be run is no error but an exit code, and a
+// word on stderr.
+func launch(op string, c *exec.Cmd, stderr io.Writer) (sandbox.Exit, error) {
+	code, why := 0, ""
+	err := c.Start()
+	switch {
+	case err == nil:
+		return sandbox.Exit{}, nil
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		code, why = 127, "command not found"
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.ENOEXEC):
+		code, why = 126, "cannot be run"
+	default:
+		return sandbox.Exit{}, fault.New(op, fault.Invalid, "%w", err)
+	}
+	_, err = fmt.Fprintf(stderr, "sandbox: %s: %s\n", c.Args[0], why)
+	return sandbox.Exit{Code: code}, err
 }
 
 func (p *process) end(exit sandbox.Exit) {

@@ -38,6 +38,7 @@ type box struct {
 	over      chan struct{}
 	ended     bool
 	frozen    bool
+	paused    bool
 	processes map[string]*process
 }
 
@@ -141,6 +142,9 @@ func (b *box) usable(op string) error {
 	if b.frozen {
 		return fault.New(op, fault.Conflict, "sandbox %q was frozen and can only be destroyed", b.ref.ID)
 	}
+	if b.paused {
+		return fault.New(op, fault.Conflict, "sandbox %q is paused", b.ref.ID).Hinted("Resume it first.")
+	}
 	return nil
 }
 
@@ -223,7 +227,7 @@ func (b *box) openRegular(op, name string) (*os.File, error) {
 	return f, nil
 }
 
-// Health returns nil until the sandbox is destroyed or frozen.
+// Health returns nil until the sandbox is destroyed, frozen or paused.
 func (b *box) Health(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

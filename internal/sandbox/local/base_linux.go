@@ -37,7 +37,9 @@ type base struct {
 }
 
 const (
-	baseVersion = 1
+	// In a base of version 1, folders that were moved remember their old
+	// paths from the workspace's root on, in one of version 2 from fs/ on.
+	baseVersion = 2
 	baseFile    = "base.json"
 	usedFile    = "used" // its modification time is when a sandbox was last started from the base; 1970: never
 	flatDir     = "flat"
@@ -53,11 +55,11 @@ const flatMark = "+flat"
 
 // layerPath is the folder of a layer. Sandboxes and bases name what they stand
 // on by layers: "key" is fs/ of the base, "key+flat" is flat/.
-func layerPath(dir, name, part string) string {
+func layerPath(dir, name string) string {
 	if key, flat := strings.CutSuffix(name, flatMark); flat {
-		return filepath.Join(basePath(dir, key), flatDir, part)
+		return filepath.Join(basePath(dir, key), flatDir)
 	}
-	return filepath.Join(basePath(dir, name), fsDir, part)
+	return filepath.Join(basePath(dir, name), fsDir)
 }
 
 // keyOf returns the key of the base that the layer is a part of.
@@ -111,7 +113,7 @@ func checkLayer(op, dir, name string, id identity) (base, error) {
 		return missing("it has %d layers", len(b.Below)+1)
 	}
 	for _, l := range layers {
-		if st, err := os.Lstat(layerPath(dir, name, l.name)); err != nil || !st.IsDir() {
+		if !isFolder(filepath.Join(layerPath(dir, name), l.name)) {
 			return missing("its %s is damaged", l.name)
 		}
 	}

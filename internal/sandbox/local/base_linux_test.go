@@ -46,11 +46,13 @@ func TestAForkKeepsWhatAGitIndexRemembers(t *testing.T) {
 
 func TestADamagedBaseIsNoBase(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
-		"no description":  func(b string) error { return os.Remove(filepath.Join(b, baseFile)) },
-		"half described":  func(b string) error { return os.Truncate(filepath.Join(b, baseFile), 10) },
-		"no workspace":    func(b string) error { return os.Remove(filepath.Join(b, fsDir, "workspace")) },
-		"another's":       func(b string) error { return replace(filepath.Join(b, baseFile), `"agent":`, `"agent":9`) },
-		"of a later time": func(b string) error { return replace(filepath.Join(b, baseFile), `"version":1`, `"version":2`) },
+		"no description": func(b string) error { return os.Remove(filepath.Join(b, baseFile)) },
+		"half described": func(b string) error { return os.Truncate(filepath.Join(b, baseFile), 10) },
+		"no workspace":   func(b string) error { return os.Remove(filepath.Join(b, fsDir, "workspace")) },
+		"another's":      func(b string) error { return replace(filepath.Join(b, baseFile), `"agent":`, `"agent":9`) },
+		"of a later time": func(b string) error {
+			return replace(filepath.Join(b, baseFile), fmt.Sprintf(`"version":%d`, baseVersion), fmt.Sprintf(`"version":%d`, baseVersion+1))
+		},
 		"names a way out": func(b string) error {
 			return replace(filepath.Join(b, baseFile), `"agent"`, `"below":["../x"],"agent"`)
 		},
@@ -130,5 +132,29 @@ func TestAFrozenSandboxCanOnlyBeDestroyed(t *testing.T) {
 	}
 	if err := sb.SetDeadline(ctx, testSpec("").Deadline); err != nil {
 		t.Errorf("set deadline: %v", err)
+	}
+}
+
+// A folder that was renamed in the sandbox that became a base remembers its
+// old path, in the base below, as an extended attribute.
+func TestAFolderRenamedInABaseIsWholeInWhatStartsFromIt(t *testing.T) {
+	p := newProvider(t)
+	freeze := func(key, base, text string) {
+		t.Helper()
+		spec := testSpec(key)
+		spec.Base = base
+		ref, sb := newSandbox(t, p, spec)
+		script(t, sb, "prepare", text)
+		if err := p.Freeze(t.Context(), ref, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	freeze("one", "", "mkdir -p a/b ~/c && echo 1 >a/b/f && echo 2 >~/c/g")
+	freeze("two", "one", "mv a z && mv ~/c ~/y && mkdir a && echo 3 >a/h")
+	spec := testSpec("fork")
+	spec.Base = "two"
+	_, sb := newSandbox(t, p, spec)
+	if got := script(t, sb, "look", "cat z/b/f ~/y/g a/h | tr '\\n' ' '; ls -d a/b ~/c 2>/dev/null || true"); got != "1 2 3" {
+		t.Errorf("got %q", got)
 	}
 }

@@ -3,7 +3,6 @@ package local
 import (
 	"context"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,26 +10,6 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
-
-// namespaceHint says what keeps user namespaces from us on this host.
-func namespaceHint() string {
-	sysctl := func(name string) string {
-		b, err := os.ReadFile("/proc/sys/" + name)
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(b))
-	}
-	switch {
-	case sysctl("user/max_user_namespaces") == "0":
-		return "User namespaces are switched off; allow them with: sudo sysctl -w user.max_user_namespaces=15000"
-	case sysctl("kernel/unprivileged_userns_clone") == "0" && os.Geteuid() != 0:
-		return "User namespaces are kept for root; allow them with: sudo sysctl -w kernel.unprivileged_userns_clone=1"
-	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" && os.Geteuid() != 0:
-		return "AppArmor restricts user namespaces; allow them with: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (or give the supervisor program a profile with the rule \"userns,\")"
-	}
-	return "Local sandboxes need Linux 5.12 or later with user namespaces, overlayfs and an unmasked /proc; in a container, run it privileged, or run the worker on the host."
-}
 
 // Check tries what local sandboxes need on this host and says what it found,
 // most needed first: it makes a sandbox, freezes it, starts another one from
@@ -65,7 +44,9 @@ func Check(ctx context.Context, o Options) []Finding {
 	if id := currentIdentity(); id.Root {
 		who = "agents run as an id that owns nothing on the host"
 	}
-	if !note("sandbox", who, p.try(ctx, "")) {
+	err = p.try(ctx, "")
+	found = append(found, kernelFindings(o, err == nil)...)
+	if !note("sandbox", who, err) {
 		return found
 	}
 	note("base", "forks start from a prepared base, copy on write", p.try(ctx, "check"))

@@ -107,6 +107,17 @@ func (a *attached) hello(ctx context.Context, op string) (state, error) {
 // Start asks the supervisor, which remembers the ids.
 func (a *attached) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
 	const op = "local: start process"
+	c := wireCommand(cmd)
+	if err := checkCommand(op, id, c); err != nil {
+		return nil, err
+	}
+	if _, err := a.ask(ctx, op, request{Op: opStart, ID: id, Cmd: c}); err != nil {
+		return nil, err
+	}
+	return &attachedProcess{a, id}, nil
+}
+
+func wireCommand(cmd sandbox.Cmd) *command {
 	c := &command{Dir: []byte(cmd.Dir), Stdin: []byte(cmd.Stdin)}
 	if cmd.Dir == "" {
 		c.Dir = []byte(sandbox.Workspace)
@@ -117,13 +128,7 @@ func (a *attached) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandb
 	for _, s := range cmd.Env {
 		c.Env = append(c.Env, []byte(s))
 	}
-	if err := checkCommand(op, id, c); err != nil {
-		return nil, err
-	}
-	if _, err := a.ask(ctx, op, request{Op: opStart, ID: id, Cmd: c}); err != nil {
-		return nil, err
-	}
-	return &attachedProcess{a, id}, nil
+	return c
 }
 
 // Process asks the supervisor whether there is one.
@@ -198,7 +203,7 @@ func (a *attached) Download(ctx context.Context, name string) (io.ReadCloser, er
 	return file, nil
 }
 
-// Health has init answer.
+// Health has init answer. A paused sandbox is not well: it is fault.Conflict.
 func (a *attached) Health(ctx context.Context) error {
 	_, err := a.ask(ctx, "local: health", request{Op: opHealth})
 	return err

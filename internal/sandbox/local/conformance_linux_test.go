@@ -22,7 +22,7 @@ func TestConformance(t *testing.T) {
 		for i, check := range checks {
 			t.Run(check.Name, func(t *testing.T) {
 				t.Parallel()
-				if err := check.Run(t.Context(), p, fmt.Sprintf("check-%d", i)); err != nil {
+				if err := check.Run(t.Context(), p, fmt.Sprintf("check-%d-%d", os.Getpid(), i)); err != nil {
 					t.Error(err)
 				}
 			})

@@ -7,7 +7,9 @@ import (
 )
 
 // A request is what a worker asks a supervisor, one on each connection. A
-// write has a second frame, opCommit, after the worker has filled the file.
+// write has a second frame, opCommit, after the worker has filled the file. A
+// terminal has a second response, with the exit of its command, and is hung up
+// when the connection ends before.
 type request struct {
 	Version  int       `json:"version"` // protocol
 	Op       string    `json:"op"`
@@ -17,6 +19,14 @@ type request struct {
 	Path     []byte    `json:"path,omitempty"`
 	Deadline time.Time `json:"deadline,omitzero"`
 	Base     string    `json:"base,omitempty"`
+	Size     *size     `json:"size,omitempty"`    // opTerminal
+	Network  string    `json:"network,omitempty"` // opDial: "tcp4" or "tcp6"
+}
+
+// A size is a sandbox.TerminalSize on its way.
+type size struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
 }
 
 // What a worker can ask, beside opStart, opSignal, opRead and opWrite.
@@ -29,6 +39,10 @@ const (
 	opFreeze   = "freeze"
 	opSnapshot = "snapshot" // called off when the worker goes away
 	opDestroy  = "destroy"  // answered when everything but the supervisor itself is gone
+	opPause    = "pause"
+	opResume   = "resume"
+	opTerminal = "terminal" // its outer end comes with the answer
+	opDial     = "dial"     // a socket of the sandbox's network comes with the answer, for the worker to connect
 )
 
 // A response answers a request.

@@ -82,7 +82,7 @@ func (p *Provider) startFlatten() error {
 	var said bytes.Buffer
 	cmd := &exec.Cmd{
 		Path: program, Args: append(append([]string{}, p.supervisor...), flattenWord, string(arg)),
-		Env: []string{}, Dir: "/", Stderr: &said,
+		Env: runtimeSettings(), Dir: "/", Stderr: &said,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if !id.Root {
@@ -206,13 +206,8 @@ func (o flattenOrder) flatten(ctx context.Context, key string) (err error) {
 		return err
 	}
 	flat := filepath.Join(stage, flatDir)
-	if err := os.Mkdir(flat, 0o700); err != nil {
+	if err := o.merge(ctx, names, flat); err != nil {
 		return err
-	}
-	for _, l := range layers {
-		if err := o.merge(ctx, names, l, filepath.Join(flat, l.name)); err != nil {
-			return err
-		}
 	}
 	size, err := layer.Size(ctx, unix.AT_FDCWD, flat)
 	if err != nil {
@@ -241,11 +236,11 @@ func lockNew(ctx context.Context, path string) (*os.File, error) {
 	return f, nil
 }
 
-// merge copies what a sandbox on the layers would see of one of its folders.
-func (o flattenOrder) merge(ctx context.Context, names []string, l layerOf, to string) error {
+// merge copies what a sandbox on the layers would see of them.
+func (o flattenOrder) merge(ctx context.Context, names []string, to string) error {
 	paths := make([]string, 0, len(names))
 	for _, name := range names {
-		paths = append(paths, layerPath(o.Dir, name, l.name))
+		paths = append(paths, layerPath(o.Dir, name))
 	}
 	fd, err := openOverlay(o.Identity.Root, "", "", paths)
 	if err != nil {

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,13 +30,12 @@ const (
 const (
 	specFile   = "spec.json"
 	refFile    = "ref.json" // written when commands can be started
-	runFile    = "run.json" // what a supervisor that is killed leaves behind
-	lifeFile   = "life"     // locked for as long as the supervisor lives
+	lifeFile   = "life"     // locked for as long as the supervisor lives; holds what one that is killed leaves behind
 	logFile    = "log"      // what the supervisor and init have to say
 	socketFile = "control.sock"
+	pausedFile = "paused" // there while the sandbox is paused
 	fsDir      = "fs"
 	workDir    = "work"
-	procDir    = "proc"
 	stageDir   = "base" // a base before it has its name; one that is copied has an instance behind it
 )
 
@@ -170,11 +170,14 @@ func (f *folder) open(name string, flags int, mode uint32) (*os.File, error) {
 }
 
 func (f *folder) readJSON(name string, v any) error {
-	file, err := f.open(name, unix.O_RDONLY, 0)
+	file, err := f.open(name, unix.O_RDONLY|unix.O_NONBLOCK, 0) // who opens a pipe would wait
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
+		return errors.Join(fmt.Errorf("%s is not a file", file.Name()), err)
+	}
 	b, err := readSmall(file, maxRequest)
 	if err != nil {
 		return err
@@ -227,11 +230,50 @@ func (f *folder) life(ctx context.Context, wait bool) (*os.File, error) {
 	return file, nil
 }
 
+// writeRemains adds a line to the life file, in which the last one holds: a
+// file of its own, written twice, would cost more than all else that is
+// written here. A line is there whole or not at all, as the kernel lets the
+// file grow only after the bytes.
+func (f *folder) writeRemains(left remains) error {
+	line, err := json.Marshal(left)
+	if err != nil {
+		return err
+	}
+	file, err := f.open(lifeFile, unix.O_WRONLY|unix.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(append(line, '\n'))
+	return errors.Join(err, file.Close())
+}
+
+// readRemains returns nothing when nothing was written. A line that is not
+// whole was written before the machine went down, and what it told of went
+// down with it.
+func (f *folder) readRemains() (left remains, err error) {
+	file, err := f.open(lifeFile, unix.O_RDONLY, 0)
+	if err != nil {
+		return left, ignoreGone(err)
+	}
+	defer file.Close()
+	b, err := readSmall(file, maxRequest)
+	if err != nil {
+		return left, err
+	}
+	for line := range bytes.Lines(b) {
+		var l remains
+		if json.Unmarshal(line, &l) == nil {
+			left = l
+		}
+	}
+	return left, nil
+}
+
 // bury frees everything of a sandbox whose supervisor is dead, and whose key
 // the caller has locked or whose folder lies in the trash already.
 func (f *folder) bury(ctx context.Context, dir string) error {
-	var left remains
-	if err := f.readJSON(runFile, &left); err != nil && !errors.Is(err, os.ErrNotExist) {
+	left, err := f.readRemains()
+	if err != nil {
 		return err
 	}
 	boot, err := bootID()

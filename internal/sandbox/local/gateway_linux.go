@@ -20,7 +20,7 @@ const maxForwards = 128
 // listener was opened, to the gateway's socket on the host. The socket is
 // looked up for each, so the gateway can come and go.
 type forwarder struct {
-	listener net.Listener
+	listener *net.TCPListener
 	gateway  string
 	log      *slog.Logger
 	slots    chan struct{}
@@ -36,11 +36,12 @@ func forward(f *os.File, gateway string, log *slog.Logger) (*forwarder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := l.(*net.TCPListener); !ok {
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
 		l.Close()
 		return nil, errors.New("the listener for the gateway is none for TCP")
 	}
-	w := &forwarder{listener: l, gateway: gateway, log: log, slots: make(chan struct{}, maxForwards), conns: map[net.Conn]struct{}{}}
+	w := &forwarder{listener: tcp, gateway: gateway, log: log, slots: make(chan struct{}, maxForwards), conns: map[net.Conn]struct{}{}}
 	go w.run()
 	return w, nil
 }
@@ -123,6 +124,11 @@ func (w *forwarder) drop(conns ...net.Conn) {
 func (w *forwarder) close() {
 	if w == nil {
 		return
+	}
+	// Init has the listener too and can make it one that blocks: then Close
+	// would wait for the Accept, and only this ends it.
+	if raw, err := w.listener.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	}
 	w.listener.Close()
 	w.mu.Lock()

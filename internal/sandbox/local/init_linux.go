@@ -22,7 +22,11 @@ const initSocket = 3
 // after the other, on one thread that is the agent to the file system, and
 // reaps what dies. When the supervisor is gone it ends, and with it
 // everything in its pid namespace.
-func initMain() int {
+func initMain(sealed bool) int {
+	if !sealed && os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "init: program:", execUnchangeable(sealedWord))
+		return 1
+	}
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
@@ -88,7 +92,7 @@ type initProcess struct {
 	sending  sync.Mutex // answers come from the orders and from the reaper
 	programs programs
 	writes   map[uint64]*write
-	halted   map[int]bool // what had been stopped before opHold stopped all; nil: nothing is held
+	halted   map[int]bool // what had been stopped before opHalt stopped all; nil: nothing is halted
 }
 
 func (in *initProcess) answer(a answer, fds ...int) error {
@@ -120,10 +124,22 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		}
 	case opCommit, opAbort:
 		err = in.endWrite(o.Token, o.Op == opCommit)
-	case opHold:
-		err = in.hold()
-	case opLetGo:
-		in.letGo()
+	case opTerminal:
+		var master *os.File
+		if a.Exit, master, err = in.openTerminal(o); err == nil {
+			defer master.Close()
+			return in.answer(a, int(master.Fd()))
+		}
+	case opDial:
+		var fd int
+		if fd, err = newSocket(o.Network); err == nil {
+			defer unix.Close(fd)
+			return in.answer(a, fd)
+		}
+	case opHalt:
+		err = in.halt(o.Patient)
+	case opWake:
+		in.wake()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}
@@ -218,8 +234,15 @@ func (in *initProcess) confine() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("not dumpable", err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return os.NewSyscallError("setrlimit", err)
+	if err := boundQueues(); err != nil {
+		return err
+	}
+	if err := confine.Resources(); err != nil {
+		return err
+	}
+	// Before capabilities are gone: some may be needed to see the places.
+	if err := confine.Files(places()); err != nil {
+		return err
 	}
 	if err := confine.DropCapabilities(keep); err != nil {
 		return err
@@ -230,7 +253,27 @@ func (in *initProcess) confine() error {
 			return err
 		}
 	}
+	// Once more: the kernel forgets it when the ids of the file system change
+	// (prctl(2)). An init that is paused does not hear its supervisor's end.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return os.NewSyscallError("death signal", err)
+	}
+	if err := confine.Neighbours(); err != nil {
+		return err
+	}
 	return confine.Calls()
+}
+
+// places are where the agent, and init in its name, may write at all. A rule
+// cannot name "the caller's own folder in /proc", and those of processes to
+// come do not exist yet, so /proc is in it as a whole; what is not of
+// processes there is masked or mounted read-only.
+func places() confine.Places {
+	p := confine.Places{Folders: []string{"/dev/shm"}, Devices: []string{"/dev"}, Process: []string{"/proc"}}
+	for _, l := range layers {
+		p.Folders = append(p.Folders, l.target)
+	}
+	return p
 }
 
 func setFileIDs(id int) error {
@@ -246,15 +289,6 @@ func setFileIDs(id int) error {
 		return fmt.Errorf("setfsuid: still %d", now)
 	}
 	return nil
-}
-
-// refusal gives what the kernel refused to a namespace its kind and hint. It
-// keeps a kind that was given before.
-func refusal(what string, err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fault.New(what, fault.Unsupported, "%w", err).Hinted("%s", namespaceHint())
-	}
-	return fault.Wrap(what, err)
 }
 
 // loopbackUp is all the network there is.

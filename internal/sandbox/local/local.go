@@ -29,8 +29,8 @@
 //
 // # Files
 //
-//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log
-//	                         fs/{workspace,home,tmp}  proc/p-<id>/{stdout,stderr,exit.json}
+//	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log paused p-<id>.{stdout,stderr}
+//	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json used fs/{workspace,home,tmp} flat/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
 //	<Dir>/locks/             one of 64 locks is held while a key is changed; bases, flatten
@@ -47,9 +47,17 @@
 // Nobody writes to a base. Of the host's users, none but the worker's own and
 // root can reach it. Sandboxes see it through mounts that are read-only.
 //
-// Output goes straight from the agent's process into a file that is opened
-// for appending. Of [sandbox.Limits] nothing is enforced by this version; a
+// Output goes through a pipe, from which the supervisor moves it into a file.
+// Of [sandbox.Limits] nothing is enforced by this version; a
 // Create that asks for some says so in the log.
+//
+// # Going inside
+//
+// [Provider.Pause] freezes a sandbox, [Provider.OpenTerminal] gives a person a
+// terminal in it, [Provider.DialPort] reaches a port in it. Each is a question
+// to the supervisor, who has init open what belongs to the sandbox and hands
+// the open file out; nothing of the host's is ever handed in. Where that file
+// comes from an init that is no longer ours, it is looked at before it is used.
 package local
 
 import (
@@ -93,6 +101,9 @@ var (
 	_ sandbox.Provider    = (*Provider)(nil)
 	_ sandbox.HostBound   = (*Provider)(nil)
 	_ sandbox.Snapshotter = (*Provider)(nil)
+	_ sandbox.Pauser      = (*Provider)(nil)
+	_ sandbox.Terminaler  = (*Provider)(nil)
+	_ sandbox.PortDialer  = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first
@@ -116,6 +127,8 @@ type Finding struct {
 	OK   bool
 	Text string // what was found, one line
 	Hint string // what the user can do about it; empty when OK
+
+	Optional bool // a sandbox can do without, and is the less safe for it
 }
 
 // String returns the finding in one line, without its hint.

@@ -54,6 +54,22 @@ func (p *Provider) Freeze(context.Context, sandbox.Ref, string) error {
 	return unsupported("freeze sandbox")
 }
 
+// Pause fails with fault.Unsupported.
+func (p *Provider) Pause(context.Context, sandbox.Ref) error { return unsupported("pause sandbox") }
+
+// Resume fails with fault.Unsupported.
+func (p *Provider) Resume(context.Context, sandbox.Ref) error { return unsupported("resume sandbox") }
+
+// OpenTerminal fails with fault.Unsupported.
+func (p *Provider) OpenTerminal(context.Context, sandbox.Ref, sandbox.Cmd, sandbox.TerminalSize) (sandbox.Terminal, error) {
+	return nil, unsupported("open terminal")
+}
+
+// DialPort fails with fault.Unsupported.
+func (p *Provider) DialPort(context.Context, sandbox.Ref, int) (sandbox.Conn, error) {
+	return nil, unsupported("dial port")
+}
+
 // Supervise says that it cannot and returns 1.
 func Supervise([]string) int {
 	fmt.Fprintln(os.Stderr, unsupported("supervise"))

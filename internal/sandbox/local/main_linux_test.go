@@ -25,6 +25,7 @@ const (
 	supervisorWord = "sandbox-supervisor"
 	workerWord     = "test-worker"    // makes a sandbox, says its ref, and waits to be killed
 	forbiddenWord  = "test-forbidden" // makes a sandbox where there can be none, and says the error
+	attackWord     = "test-attack"    // plays the agent; see escape_linux_test.go
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +37,8 @@ func TestMain(m *testing.M) {
 			os.Exit(testWorker(os.Args[2]))
 		case forbiddenWord:
 			os.Exit(testForbidden(os.Args[2]))
+		case attackWord:
+			os.Exit(attack(os.Args[2:]))
 		}
 	}
 	os.Exit(runAndLookForLeaks(m))
@@ -217,6 +220,10 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// marker returns a word that only processes of this test have on their command
+// line: other checkouts may be tested on this host at the same time.
+func marker(what string) string { return "marker-of-" + what + "-" + newInstance() }
+
 // processesNaming counts this host's processes with word in their command line.
 func processesNaming(t testing.TB, word string) int {
 	t.Helper()
@@ -238,6 +245,9 @@ type workerOrder struct {
 	Options Options
 	Spec    sandbox.Spec
 	Script  string // started as "job"
+
+	Terminal []string // opened on a terminal too
+	Pause    bool     // and then paused
 }
 
 func testWorker(arg string) int {
@@ -258,6 +268,18 @@ func testWorker(arg string) int {
 	if _, err := sb.Start(ctx, "job", sandbox.Cmd{Args: []string{"sh", "-c", o.Script}}); err != nil {
 		panic(err)
 	}
+	if o.Terminal != nil {
+		t, err := p.OpenTerminal(ctx, ref, sandbox.Cmd{Args: o.Terminal}, sandbox.TerminalSize{Rows: 24, Columns: 80})
+		if err != nil {
+			panic(err)
+		}
+		defer t.Close()
+	}
+	if o.Pause {
+		if err := p.Pause(ctx, ref); err != nil {
+			panic(err)
+		}
+	}
 	if err := json.NewEncoder(os.Stdout).Encode(ref); err != nil {
 		panic(err)
 	}
@@ -275,7 +297,7 @@ func self(t testing.TB, args ...string) *exec.Cmd {
 }
 
 // startWorker runs a worker in another process. kill ends it as kill -9 does.
-func startWorker(t testing.TB, o workerOrder) (ref func() sandbox.Ref, kill func()) {
+func startWorker(t testing.TB, o workerOrder, as ...func(*exec.Cmd)) (ref func() sandbox.Ref, kill func()) {
 	t.Helper()
 	o.Options.Logger = nil
 	arg, err := json.Marshal(o)
@@ -283,6 +305,9 @@ func startWorker(t testing.TB, o workerOrder) (ref func() sandbox.Ref, kill func
 		t.Fatal(err)
 	}
 	cmd := self(t, workerWord, string(arg))
+	for _, change := range as {
+		change(cmd)
+	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

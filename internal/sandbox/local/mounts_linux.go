@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,7 +22,10 @@ import (
 type mount struct {
 	Target string `json:"target"`
 	Folder bool   `json:"folder"`
-	fd     int
+	// Parts, when there are any, are the folders of what fd is that will be
+	// seen, each at a path of its own, and nothing else of it at Target.
+	Parts map[string]string `json:"parts,omitempty"`
+	fd    int
 }
 
 // system is what a sandbox sees of the host, read-only, as far as it is there.
@@ -39,7 +43,7 @@ var system = []string{
 var systemLinks = []string{"/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
 
 // languages keep a part of their installation in /etc.
-var languages = []string{"/etc/java-*", "/etc/python3*", "/etc/perl", "/etc/maven", "/etc/fonts"}
+var languages = []string{"java-*", "python3*", "perl", "maven", "fonts"}
 
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
@@ -68,13 +72,11 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 		return nil
 	}
 	paths := slices.Clone(system)
-	for _, pattern := range languages {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, err
-		}
-		paths = append(paths, found...)
+	installed, err := languageFolders()
+	if err != nil {
+		return nil, err
 	}
+	paths = append(paths, installed...)
 	for _, p := range systemLinks {
 		if st, err := os.Lstat(p); err == nil && st.IsDir() {
 			paths = append(paths, p)
@@ -99,12 +101,15 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 			return mounts, err
 		}
 	}
-	for _, l := range layers {
-		fd, err := openLayer(r, box, l)
-		if err := add(l.target, true, fd, err); err != nil {
-			return mounts, err
-		}
+	fd, err := openLayers(r, box)
+	if err := add(fsDir, true, fd, err); err != nil {
+		return mounts, err
 	}
+	parts := map[string]string{}
+	for _, l := range layers {
+		parts[l.name] = l.target
+	}
+	mounts[len(mounts)-1].Parts = parts
 	for _, m := range r.Mounts {
 		st, err := os.Stat(m.Source)
 		if err != nil {
@@ -116,6 +121,27 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 		}
 	}
 	return mounts, nil
+}
+
+// languageFolders reads /etc once, not once for each pattern.
+func languageFolders() (paths []string, err error) {
+	etc, err := os.Open("/etc")
+	if err != nil {
+		return nil, err
+	}
+	defer etc.Close()
+	names, err := etc.Readdirnames(-1)
+	for _, name := range names {
+		ours := func(pattern string) bool {
+			ok, _ := path.Match(pattern, name) // the patterns are right
+			return ok
+		}
+		if slices.ContainsFunc(languages, ours) {
+			paths = append(paths, "/etc/"+name)
+		}
+	}
+	slices.Sort(paths)
+	return paths, err
 }
 
 // cloneTree copies what is mounted at path, as a tree of its own that no
@@ -133,42 +159,49 @@ func cloneTree(path string, attrs uint64) (int, error) {
 	return fd, nil
 }
 
-// makeLayers makes the folders that openLayer opens.
+// makeLayers makes the folders that openLayers opens.
 func makeLayers(r record, box string) error {
-	for _, l := range layers {
-		dirs := []string{filepath.Join(box, fsDir, l.name)}
-		if len(r.Layers) > 0 {
-			dirs = append(dirs, filepath.Join(box, workDir, l.name))
+	if len(r.Layers) > 0 {
+		if err := os.MkdirAll(filepath.Join(box, workDir), 0o700); err != nil {
+			return err
 		}
-		for _, d := range dirs {
-			if err := os.MkdirAll(d, 0o700); err != nil {
-				return err
-			}
+	}
+	// Init of a root worker, who is nobody here, passes through this one. Others
+	// do not even come to it.
+	if err := unix.Chmod(filepath.Join(box, fsDir), 0o711); err != nil {
+		return &os.PathError{Op: "chmod", Path: fsDir, Err: err}
+	}
+	for _, l := range layers {
+		dir := filepath.Join(box, fsDir, l.name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
 		}
 		if r.Identity.Root {
 			id := r.Identity.First + l.owner
-			if err := os.Chown(dirs[0], id, id); err != nil {
+			if err := os.Chown(dir, id, id); err != nil {
 				return err
 			}
 		}
-		if err := unix.Chmod(dirs[0], l.mode); err != nil {
-			return &os.PathError{Op: "chmod", Path: dirs[0], Err: err}
+		if err := unix.Chmod(dir, l.mode); err != nil {
+			return &os.PathError{Op: "chmod", Path: dir, Err: err}
 		}
 	}
 	return nil
 }
 
-// openLayer returns the folder itself, or an overlay of it over the bases.
-func openLayer(r record, box string, l layerOf) (int, error) {
-	upper := filepath.Join(box, fsDir, l.name)
+// openLayers returns the folder of all layers itself, or an overlay of it over
+// those of the bases. It is one overlay for all, as each costs the disk some
+// files.
+func openLayers(r record, box string) (int, error) {
+	upper := filepath.Join(box, fsDir)
 	if len(r.Layers) == 0 {
 		return cloneTree(upper, unix.MOUNT_ATTR_NODEV)
 	}
 	var lower []string
 	for _, name := range r.Layers {
-		lower = append(lower, layerPath(r.Dir, name, l.name))
+		lower = append(lower, layerPath(r.Dir, name))
 	}
-	return openOverlay(r.Identity.Root, upper, filepath.Join(box, workDir, l.name), lower)
+	return openOverlay(r.Identity.Root, upper, filepath.Join(box, workDir), lower)
 }
 
 // openOverlay mounts an overlay of the folders, nowhere yet. Without an upper
@@ -204,9 +237,9 @@ func openOverlay(root bool, upper, work string, lower []string) (int, error) {
 // maxOption is what the kernel takes as a string option of a mount.
 const maxOption = 255
 
-// overlay is openOverlay of folders that have short names. As root, folders of a base can be renamed
-// (redirect_dir); in a user namespace the kernel does without, rename fails
-// with EXDEV and programs copy instead.
+// overlay is openOverlay of folders that have short names. As root, folders of
+// a base can be renamed (redirect_dir); in a user namespace the kernel does
+// without, rename fails with EXDEV and programs copy instead.
 func overlay(root bool, upper, work string, lower []string) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {

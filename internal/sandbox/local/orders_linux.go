@@ -2,6 +2,7 @@ package local
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -13,14 +14,18 @@ import (
 // the same Seq. Strings that people outside chose are bytes: arguments and
 // file names need not be text.
 type order struct {
-	Seq    uint64   `json:"seq"`
-	Op     string   `json:"op"`
-	Setup  *setup   `json:"setup,omitempty"`  // opSetup
-	ID     string   `json:"id,omitempty"`     // opStart, opSignal
-	Cmd    *command `json:"cmd,omitempty"`    // opStart; stdout and stderr travel along
-	Signal int      `json:"signal,omitempty"` // opSignal
-	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
-	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
+	Seq     uint64   `json:"seq"`
+	Op      string   `json:"op"`
+	Setup   *setup   `json:"setup,omitempty"`   // opSetup
+	ID      string   `json:"id,omitempty"`      // opStart, opSignal, opTerminal
+	Cmd     *command `json:"cmd,omitempty"`     // opStart, whose stdout and stderr travel along, and opTerminal
+	Signal  int      `json:"signal,omitempty"`  // opSignal
+	Path    []byte   `json:"path,omitempty"`    // opRead, opWrite
+	Token   uint64   `json:"token,omitempty"`   // opCommit, opAbort: the Seq of the opWrite
+	Patient bool     `json:"patient,omitempty"` // opHalt: also what the kernel keeps waiting must have stopped
+	Size    *size    `json:"size,omitempty"`    // opTerminal
+
+	Network string `json:"network,omitempty"` // opDial
 }
 
 const (
@@ -32,8 +37,8 @@ const (
 	opWrite  = "write"
 	opCommit = "commit"
 	opAbort  = "abort"
-	opHold   = "hold"   // stop every process in the sandbox
-	opLetGo  = "let go" // and let those go on that opHold stopped
+	opHalt   = "halt" // everything but init stops
+	opWake   = "wake" // and goes on
 )
 
 // A setup is the first order.
@@ -84,12 +89,21 @@ func toWire(err error) *wireFault {
 	return &wireFault{Kind: fault.KindOf(err), Text: cut(err.Error()), Hint: cut(fault.HintOf(err))}
 }
 
+// kinds are those that can come over the wire. A kind decides what is tried
+// again and what users are told: nobody else may make one up.
+var kinds = []fault.Kind{fault.Internal, fault.Invalid, fault.NotFound, fault.Denied, fault.Unsupported, fault.Unavailable, fault.Unreachable,
+	fault.OverBudget, fault.Timeout, fault.Lost, fault.Cancelled, fault.Conflict, fault.Full}
+
 // err returns the fault as an error of op, or nil.
 func (w *wireFault) err(op string) error {
 	if w == nil {
 		return nil
 	}
-	return &fault.Error{Op: op, Kind: w.Kind, Err: errors.New(cut(w.Text)), Hint: cut(w.Hint)}
+	kind := fault.Internal
+	if slices.Contains(kinds, w.Kind) {
+		kind = w.Kind
+	}
+	return &fault.Error{Op: op, Kind: kind, Err: errors.New(cut(w.Text)), Hint: cut(w.Hint)}
 }
 
 func cut(s string) string {

@@ -27,7 +27,7 @@ type output struct {
 
 	mu   sync.Mutex
 	to   *os.File
-	buf  []byte
+	buf  []byte // nil as long as the kernel moves the bytes by itself
 	kept int64
 	err  error // why nothing more is kept
 }
@@ -53,7 +53,7 @@ func newOutput(to *os.File, owner int) (*output, *os.File, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, read.Close(), write.Close())
 	}
-	o := &output{pipe: read, raw: raw, to: to, buf: make([]byte, 32<<10)}
+	o := &output{pipe: read, raw: raw, to: to}
 	go o.run()
 	return o, write, nil
 }
@@ -99,6 +99,17 @@ func (o *output) piece(fd int) (int, error) {
 	defer o.mu.Unlock()
 	if o.to == nil {
 		return 0, nil
+	}
+	if room := maxOutput - o.kept; o.buf == nil && room > 0 {
+		n, err := unix.Splice(fd, nil, int(o.to.Fd()), nil, int(min(room, maxPipe)), unix.SPLICE_F_NONBLOCK)
+		if err == nil || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
+			o.kept += n
+			return int(n), err
+		}
+	}
+	// The file can hold no more, or is one that the kernel moves nothing to.
+	if o.buf == nil {
+		o.buf = make([]byte, 32<<10)
 	}
 	n, err := unix.Read(fd, o.buf)
 	if n > 0 && o.err == nil {

@@ -70,3 +70,24 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 		return o.to == nil
 	})
 }
+
+func TestAnOutputReachesAFileThatTheKernelMovesNothingTo(t *testing.T) {
+	f, err := os.OpenFile(filepath.Join(t.TempDir(), "out"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) // splice(2) refuses those
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, w, err := newOutput(f, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for _, text := range []string{"one ", "two"} {
+		if _, err := w.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		o.drain()
+	}
+	if got, err := os.ReadFile(f.Name()); err != nil || string(got) != "one two" {
+		t.Errorf("%q, %v", got, err)
+	}
+}

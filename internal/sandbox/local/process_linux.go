@@ -3,7 +3,6 @@ package local
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +18,12 @@ type process struct {
 	err   error         // why not; read after known
 	done  chan struct{} // closed when it has ended
 	exit  sandbox.Exit  // read after done
+	told  bool          // that it has ended; the supervisor's lock guards it
 }
 
 // outputName is the file of a stream, below the sandbox's folder.
 func outputName(id string, stream sandbox.Stream) string {
-	return filepath.Join(procDir, "p-"+id, string(stream))
+	return "p-" + id + "." + string(stream)
 }
 
 // start starts a process, unless there was one under the id. Whoever comes
@@ -83,14 +83,10 @@ func checkCommand(op, id string, c *command) error {
 // run opens the outputs of p and has init start the program on them.
 func (s *supervisor) run(p *process, q request) error {
 	const op = "start process"
-	dir := filepath.Join(s.box.path, procDir, "p-"+q.ID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fileFault(op, err)
-	}
 	var pipes []*os.File
 	defer func() { closeAll(pipes) }()
 	for _, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
-		f, err := s.box.open(outputName(q.ID, stream), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_APPEND, 0o600)
+		f, err := s.box.open(outputName(q.ID, stream), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o600)
 		if err != nil {
 			return fileFault(op, err)
 		}
@@ -105,7 +101,7 @@ func (s *supervisor) run(p *process, q request) error {
 	}
 	a, err := s.order(order{Op: opStart, ID: q.ID, Cmd: q.Cmd}, int(pipes[0].Fd()), int(pipes[1].Fd()))
 	if err != nil {
-		return errors.Join(err, ignoreGone(os.RemoveAll(dir)))
+		return errors.Join(err, s.forget(q.ID))
 	}
 	if a.Exit.Code != 0 {
 		if _, err := pipes[1].WriteString(cut(a.Note)); err != nil {
@@ -116,32 +112,36 @@ func (s *supervisor) run(p *process, q request) error {
 	return nil
 }
 
-// ended keeps how a process ended, in memory for workers and in a file for
+// forget removes the outputs of a process that was not started.
+func (s *supervisor) forget(id string) error {
+	var errs []error
+	for _, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
+		errs = append(errs, ignoreGone(unix.Unlinkat(s.box.fd(), outputName(id, stream), 0)))
+	}
+	return errors.Join(errs...)
+}
+
+// ended keeps how a process ended, in memory for workers and in the log for
 // people.
 func (s *supervisor) ended(id string, exit sandbox.Exit) {
+	if s.terminals.ended(id, exit) {
+		return
+	}
 	s.mu.Lock()
 	p := s.processes[id]
-	var outs []*output
-	if p != nil {
-		outs = p.outs
+	if p == nil || p.told { // init may say anything, and twice
+		s.mu.Unlock()
+		return
 	}
+	p.told = true
+	outs := p.outs
 	s.mu.Unlock()
-	if p == nil {
-		return
-	}
-	select {
-	case <-p.done:
-		return
-	default:
-	}
 	for _, out := range outs {
 		out.drain()
 	}
 	p.exit = sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)}
-	if err := s.box.writeJSON(filepath.Join(procDir, "p-"+id, "exit.json"), p.exit); err != nil {
-		s.log.Warn("exit code not written", "process", id, "err", err)
-	}
 	close(p.done)
+	s.log.Info("process ended", "process", id, "code", p.exit.Code, "signal", p.exit.Signal)
 }
 
 // process finds what was started under id.

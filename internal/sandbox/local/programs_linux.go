@@ -102,6 +102,9 @@ func (p *programs) reap(in *initProcess) {
 		}
 		if id, ok := p.ids[pid]; ok {
 			delete(p.ids, pid)
+			if !sandbox.ValidID(id) {
+				delete(p.pids, id) // a terminal's: it is hung up already
+			}
 			// When nobody hears it there is no supervisor either.
 			_ = in.answer(answer{Ended: &ended{ID: id, Exit: exitOf(status)}})
 		}
@@ -136,13 +139,11 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 	if o.Cmd == nil || len(o.Cmd.Args) == 0 || len(files) != 2 {
 		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "the order is incomplete")
 	}
-	dir := string(o.Cmd.Dir)
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "folder %q: %w", dir, err)
+	if err := checkDir(op, string(o.Cmd.Dir)); err != nil {
+		return sandbox.Exit{}, "", err
 	}
-	unix.Close(fd)
 	var stdin *os.File
+	var err error
 	if len(o.Cmd.Stdin) > 0 {
 		stdin, err = openRegular(string(o.Cmd.Stdin))
 	} else {
@@ -152,6 +153,20 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 		return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "standard input: %w", err)
 	}
 	defer stdin.Close()
+	return in.execute(op, o, []uintptr{stdin.Fd(), files[0].Fd(), files[1].Fd()}, &syscall.SysProcAttr{Setsid: true})
+}
+
+func checkDir(op, dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fault.New(op, fault.Invalid, "folder %q: %w", dir, err)
+	}
+	return unix.Close(fd)
+}
+
+// execute runs the program of o as the agent.
+func (in *initProcess) execute(op string, o order, files []uintptr, sys *syscall.SysProcAttr) (sandbox.Exit, string, error) {
+	dir := string(o.Cmd.Dir)
 	args := make([]string, len(o.Cmd.Args))
 	for i, a := range o.Cmd.Args {
 		args[i] = string(a)
@@ -159,10 +174,7 @@ func (in *initProcess) start(o order, files []*os.File) (sandbox.Exit, string, e
 	env := mergeEnv(environment(), o.Cmd.Env)
 	program, err := lookPath(args[0], dir, env)
 	if err == nil {
-		attr := &syscall.ProcAttr{
-			Dir: dir, Env: env, Files: []uintptr{stdin.Fd(), files[0].Fd(), files[1].Fd()},
-			Sys: &syscall.SysProcAttr{Setsid: true},
-		}
+		attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: files, Sys: sys}
 		if in.id.Root {
 			attr.Sys.Credential = &syscall.Credential{Uid: agentID, Gid: agentID}
 		}

@@ -163,10 +163,8 @@ func (p *Provider) make(ctx context.Context, r record, recorded func()) (ref san
 		if err := box.writeJSON(specFile, r); err != nil {
 			return err
 		}
-		for _, d := range []string{procDir, fsDir} {
-			if err := os.Mkdir(filepath.Join(temp, d), 0o700); err != nil {
-				return err
-			}
+		if err := os.Mkdir(filepath.Join(temp, fsDir), 0o700); err != nil {
+			return err
 		}
 		if err := os.Rename(temp, p.boxPath(r.Key)); err != nil {
 			return err
@@ -211,7 +209,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	defer heard.Close()
 	cmd := &exec.Cmd{
 		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
-		Env: []string{}, // not ours: it holds keys
+		Env: runtimeSettings(), // not ours: it holds keys
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
@@ -333,8 +331,19 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 			if ctx.Err() != nil {
 				return err
 			}
+			// Which process that is the folder knows better than the ref,
+			// which others can write; until its own file of it is removed.
+			if err := box.readJSON(refFile, &h); ignoreGone(err) != nil {
+				return err
+			}
 			p.log.WarnContext(ctx, "supervisor is killed: it could not destroy its sandbox", "sandbox", h.Key, "err", err)
-			if err := killProcess(ctx, h.Supervisor); err != nil {
+			// The one that the folder names: a ref comes from workflow
+			// history, where others may have written.
+			var own handle
+			if err := box.readJSON(refFile, &own); err != nil {
+				return err
+			}
+			if err := killProcess(ctx, own.Supervisor); err != nil {
 				return err
 			}
 		}
@@ -451,5 +460,7 @@ func (p *Provider) info(ctx context.Context, path string) (*sandbox.Info, error)
 	if err := box.readJSON(refFile, &h); err != nil {
 		return nil, ignoreGone(err)
 	}
-	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created}, nil
+	var st unix.Stat_t
+	paused := unix.Fstatat(box.fd(), pausedFile, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created, Paused: paused}, nil
 }

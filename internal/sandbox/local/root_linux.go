@@ -3,9 +3,12 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,18 +21,31 @@ import (
 const stageAt = "/usr"
 
 // etc is the part of /etc that is the sandbox's own. There is no network but
-// the loopback, so names are looked up in hosts only and fail at once.
+// the loopback, so names are looked up in hosts only and fail at once; who
+// asks a server all the same is refused at once by a port that nobody listens
+// on. The files in which people look for the reason give it.
 var etc = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/bin/sh\n" +
 		"agent:x:1000:1000:agent:" + sandbox.Home + ":/bin/sh\n" +
 		"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
 	"group":         "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n",
-	"hosts":         "127.0.0.1 localhost sandbox\n::1 localhost\n",
+	"hosts":         noNames + "127.0.0.1 localhost sandbox\n::1 localhost\n",
 	"hostname":      "sandbox\n",
-	"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\nservices: files\n",
-	"resolv.conf":   "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+	"nsswitch.conf": noNames + "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\nservices: files\n",
+	"resolv.conf":   noNames + "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
 	"shells":        "/bin/sh\n/bin/bash\n",
+	"motd": "This is a sandbox. You are the user agent, and cannot become another.\n\n" +
+		"There is no network but the gateway, where the run has one, at " + gatewayAddress + ".\n" +
+		"Host names are not looked up here, and no other address can be reached: that is\n" +
+		"on purpose, and trying again does not help. Where HTTPS_PROXY is set, programs\n" +
+		"that heed it reach the hosts that this run may reach, by their names.\n\n" +
+		"You can write to " + sandbox.Workspace + ", to your home and to /tmp; the rest is read-only.\n",
 }
+
+// noNames is the head of the files that name resolution reads.
+const noNames = "# Host names are not looked up in a sandbox: see /etc/motd.\n"
+
+var gatewayAddress = fmt.Sprintf("http://127.0.0.1:%d", sandbox.GatewayPort)
 
 // folders exist in every sandbox, with what may be done in them.
 var folders = map[string]os.FileMode{
@@ -44,13 +60,15 @@ var links = map[string]string{
 	"/dev/ptmx": "pts/ptmx",
 }
 
-// masked are the files and folders below /proc that speak of the whole host
-// or change it.
-var masked = []string{"kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug", "kpagecount", "kpageflags", "kpagecgroup",
-	"latency_stats", "sysrq-trigger", "vmallocinfo", "slabinfo", "config.gz", "interrupts", "acpi", "scsi", "asound", "driver"}
+// shown are the files and folders in /proc that runtimes and build tools read
+// to learn about processors, memory and the kernel. Everything else there but
+// the processes speaks of the whole host or changes it, and is masked, also
+// what only a later kernel has.
+var shown = []string{"cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "net", "self", "stat", "sys", "sysvipc", "thread-self", "uptime", "version"}
 
-// frozen are the folders below /proc that are only made read-only.
-var frozen = []string{"sys", "irq", "bus", "fs"}
+// maxTerminals bounds the terminals of a sandbox. All of the host, whose
+// number is bounded (kernel.pty.max), share what the host itself leaves.
+const maxTerminals = "64"
 
 // buildRoot makes the calling process's mount namespace the sandbox's: first
 // a copy of the host's, in the end nothing but what is listed here. It runs
@@ -74,8 +92,14 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 	if err := t.furnish(hostLinks); err != nil {
 		return err
 	}
+	ours := true // nothing in the tree is the agent's
 	for _, m := range mounts {
-		if err := t.attach(m); err != nil {
+		ours = ours && m.Parts == nil
+		attach := t.attach
+		if ours {
+			attach = t.attachEarly
+		}
+		if err := attach(m); err != nil {
 			return fmt.Errorf("attach %s: %w", m.Target, err)
 		}
 	}
@@ -94,17 +118,14 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 		return os.NewSyscallError("enter root", err)
 	}
 	// No user namespace below ours, also where the filter of system calls
-	// should have a hole: kernels without this file just have one door less.
-	_ = os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
-	if err := maskProc(); err != nil {
-		return err
-	}
+	// should have a hole, and no more than a part of what there is for all.
+	boundWatches()
 	for _, p := range []string{"/", "/dev"} {
 		if err := readOnly(p); err != nil {
 			return err
 		}
 	}
-	return nil
+	return maskProc()
 }
 
 // A tree is the root under construction. A path in it is looked up as the
@@ -120,11 +141,9 @@ func (t tree) open(p string, flags uint64) (int, error) {
 
 // furnish makes what is the sandbox's own.
 func (t tree) furnish(hostLinks map[string]string) error {
-	for p, mode := range folders {
-		if err := t.folder(p); err != nil {
-			return err
-		}
-		if err := os.Chmod("."+p, mode); err != nil {
+	// Nothing in it is anybody else's yet, so paths need no care.
+	for _, p := range slices.Sorted(maps.Keys(folders)) {
+		if err := os.Mkdir("."+p, folders[p]); err != nil {
 			return err
 		}
 	}
@@ -132,11 +151,11 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		return err
 	}
 	for _, p := range []string{"/dev/pts", "/dev/shm"} {
-		if err := t.folder(p); err != nil {
+		if err := os.Mkdir("."+p, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
+	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max="+maxTerminals); err != nil {
 		return err
 	}
 	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=1777"); err != nil {
@@ -150,9 +169,26 @@ func (t tree) furnish(hostLinks map[string]string) error {
 		}
 	}
 	for name, text := range etc {
-		if err := os.WriteFile("./etc/"+name, []byte(text), 0o644); err != nil {
+		if err := writeNew("./etc/"+name, text); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// writeNew is os.WriteFile without what that does for files that can block.
+func writeNew(name, text string) error {
+	fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	n, err := unix.Write(fd, []byte(text))
+	if err == nil && n < len(text) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: name, Err: err}
 	}
 	return nil
 }
@@ -165,23 +201,78 @@ func (t tree) mount(p, source, fstype string, flags uintptr, options string) err
 	return nil
 }
 
-// attach puts what was opened before where it will be seen.
-func (t tree) attach(m mount) error {
-	var err error
-	if m.Folder {
-		err = t.folder(m.Target)
-	} else {
-		err = t.file(m.Target)
+// attachEarly is attach as long as nobody has left links anywhere, so that
+// paths need no care: a third of the system calls, for most of the mounts.
+func (t tree) attachEarly(m mount) error {
+	at := "." + m.Target
+	err := placeFor(m, at)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(path.Dir(at), 0o755); err != nil {
+			return err
+		}
+		err = placeFor(m, at)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	at, err := t.open(m.Target, unix.O_PATH)
+	err = unix.MoveMount(m.fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return os.NewSyscallError("move_mount", err)
+}
+
+// placeFor makes what m is mounted on.
+func placeFor(m mount, at string) error {
+	if m.Folder {
+		return os.Mkdir(at, 0o755)
+	}
+	return writeNew(at, "")
+}
+
+// partsAt is where a mount stands whose parts are taken: in the host's root,
+// together with which it goes. Every host has the folder.
+const partsAt = "/etc"
+
+// attach puts what was opened before where it will be seen.
+func (t tree) attach(m mount) error {
+	if m.Parts == nil {
+		return t.place(m.fd, m.Target, m.Folder)
+	}
+	err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, partsAt, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	for name, target := range m.Parts {
+		// Before Linux 6.15 a part cannot be taken of what stands nowhere.
+		fd, err := unix.OpenTree(m.fd, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return os.NewSyscallError("open_tree "+name, err)
+		}
+		err = t.place(fd, target, true)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// place moves the mount fd to target.
+func (t tree) place(fd int, target string, folder bool) error {
+	at, err := t.open(target, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		if folder {
+			err = t.folder(target)
+		} else {
+			err = t.file(target)
+		}
+		if err == nil {
+			at, err = t.open(target, unix.O_PATH)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(at)
-	err = unix.MoveMount(m.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	err = unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	return os.NewSyscallError("move_mount", err)
 }
 
@@ -252,31 +343,29 @@ func (t tree) parent(p string) (int, error) {
 	return fd, nil
 }
 
-// maskProc takes the host out of /proc. A file that this kernel does not
-// have needs no mask; one that cannot be masked is an error.
+// maskProc takes the host out of /proc. What cannot be masked is an error.
 func maskProc() error {
-	for _, name := range slices.Concat(masked, frozen) {
-		p := "/proc/" + name
-		st, err := os.Lstat(p)
-		if errors.Is(err, os.ErrNotExist) {
+	if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return os.NewSyscallError("mount /proc/sys", err)
+	}
+	if err := readOnly("/proc/sys"); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err == nil || slices.Contains(shown, e.Name()) {
 			continue
 		}
-		if err != nil {
-			return err
+		// What is bound is read-only where the root is; /sys is empty.
+		nothing := os.DevNull
+		if e.IsDir() {
+			nothing = "/sys"
 		}
-		switch {
-		case slices.Contains(frozen, name):
-			err = unix.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, "")
-			if err == nil {
-				err = readOnly(p)
-			}
-		case st.IsDir():
-			err = unix.Mount("tmpfs", p, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=0,nr_inodes=1,mode=555")
-		default:
-			err = unix.Mount("/dev/null", p, "", unix.MS_BIND, "")
-		}
-		if err != nil {
-			return os.NewSyscallError("mask "+p, err)
+		if err := unix.Mount(nothing, "/proc/"+e.Name(), "", unix.MS_BIND, ""); err != nil {
+			return os.NewSyscallError("mask /proc/"+e.Name(), err)
 		}
 	}
 	return nil

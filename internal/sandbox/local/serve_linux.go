@@ -49,14 +49,18 @@ func (s *supervisor) talk(c *net.UnixConn) {
 	if _, err := l.receive(&q); err != nil {
 		return // a worker that died, or nobody of ours
 	}
+	if q.Op == opTerminal {
+		s.serveTerminal(q, l)
+		return
+	}
 	r := response{Version: protocol}
 	// A worker that goes away is waited for no longer.
 	gone := make(chan struct{})
 	switch q.Op {
 	case opWrite:
 		// Until the file has its name, or is gone again.
-		s.changing.RLock()
-		defer s.changing.RUnlock()
+		s.uploads.RLock()
+		defer s.uploads.RUnlock()
 	case opWait, opSnapshot:
 		go func() {
 			defer close(gone)
@@ -108,6 +112,10 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.snapshot(q.Base, gone)
 	case opDeadline:
 		return nil, s.alarm.set(q.Deadline)
+	case opPause:
+		return nil, s.pause()
+	case opResume:
+		return nil, s.resume()
 	}
 	if err := s.usable(op); err != nil && q.Op != opProcess && q.Op != opWait && q.Op != opSignal {
 		return nil, err
@@ -117,8 +125,6 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		_, err := s.order(order{Op: opPing})
 		return nil, err
 	case opStart:
-		s.changing.RLock()
-		defer s.changing.RUnlock()
 		return nil, s.start(q)
 	case opProcess, opWait:
 		return nil, s.look(q, r, gone)
@@ -126,6 +132,8 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.signal(q)
 	case opRead, opWrite:
 		return s.openFile(q)
+	case opDial:
+		return s.openSocket(q)
 	}
 	return nil, fault.New(op, fault.Unsupported, "this supervisor does not know %q", cut(q.Op)).
 		Hinted("It was started by an older version of this program; it goes away with its sandbox.")
@@ -146,7 +154,7 @@ func (s *supervisor) usable(op string) error {
 
 // order has init do something that returns no file.
 func (s *supervisor) order(o order, fds ...int) (answer, error) {
-	a, files, err := s.orders.do(o, fds...)
+	a, files, err := s.command(o, fds...)
 	closeAll(files)
 	if err != nil {
 		return answer{}, err
@@ -161,13 +169,14 @@ type writable struct {
 }
 
 // openFile has init open a file, and makes sure that it is one: nothing that
-// comes out of the sandbox may block or surprise whoever reads it.
+// comes out of the sandbox may block or surprise whoever reads it. The kernel
+// calls the files of /proc regular too.
 func (s *supervisor) openFile(q request) (*writable, error) {
 	const op = "open file"
 	if !cleanAbsolute(string(q.Path)) || string(q.Path) == "/" {
 		return nil, fault.New(op, fault.Invalid, "%q is not a clean absolute path of a file", cut(string(q.Path)))
 	}
-	a, files, err := s.orders.do(order{Op: q.Op, Path: q.Path})
+	a, files, err := s.command(order{Op: q.Op, Path: q.Path})
 	if err == nil {
 		err = a.Fault.err(op)
 	}
@@ -178,7 +187,8 @@ func (s *supervisor) openFile(q request) (*writable, error) {
 		closeAll(files)
 		return nil, err
 	}
-	if st, err := files[0].Stat(); err != nil || !st.Mode().IsRegular() {
+	var fs unix.Statfs_t
+	if st, err := files[0].Stat(); err != nil || !st.Mode().IsRegular() || unix.Fstatfs(int(files[0].Fd()), &fs) != nil || fs.Type == unix.PROC_SUPER_MAGIC {
 		_ = files[0].Close()
 		return nil, fault.New(op, fault.Invalid, "not a regular file")
 	}
@@ -193,7 +203,8 @@ func (s *supervisor) finishWrite(l *link, file *writable) {
 	if _, err := l.receive(&q); err == nil && q.Op == opCommit {
 		end.Op = opCommit
 	}
-	_, err := s.order(end)
+	// Also one that was begun before a pause comes to its end, after it.
+	_, err := s.orderAwake(end)
 	_ = l.send(response{Version: protocol, Fault: toWire(err)})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,13 @@ func (s *supervisor) snapshot(key string, gone <-chan struct{}) (err error) {
 		case <-ctx.Done():
 		}
 	}()
+	// In this order: a pause, too, has init to itself before it looks whether
+	// the sandbox is ending.
+	letGo, err := s.holdInit(ctx)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	defer letGo()
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	if done, err := s.canStore(op, key); done {
@@ -55,36 +63,58 @@ func (s *supervisor) snapshot(key string, gone <-chan struct{}) (err error) {
 	if err != nil {
 		return fileFault(op, err)
 	}
+	letGo()
 	return fileFault(op, s.publish(stage, key, bytes))
 }
 
-// stopChanges waits for what is being started or written on somebody's order,
-// and lets nothing more begin.
-func (s *supervisor) stopChanges(ctx context.Context) error {
+// holdInit waits for uploads that are under way, and then keeps everybody else
+// from having init do something until letGo is called, once or twice. An
+// upload that waits for a pause to end is not waited for.
+func (s *supervisor) holdInit(ctx context.Context) (letGo func(), err error) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for !s.changing.TryLock() { // Lock could not be called off
+	uploads := false
+	for {
+		// Lock could not be called off. Nor can an upload end while init is
+		// held, so that the two are taken together or not at all.
+		if !uploads {
+			uploads = s.uploads.TryLock()
+		}
+		if s.still.init.TryLock() {
+			if uploads || s.still.paused {
+				var once sync.Once
+				return func() {
+					once.Do(func() {
+						s.still.init.Unlock()
+						if uploads {
+							s.uploads.Unlock()
+						}
+					})
+				}, nil
+			}
+			s.still.init.Unlock()
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			if uploads {
+				s.uploads.Unlock()
+			}
+			return nil, context.Cause(ctx)
 		}
 	}
-	return nil
 }
 
-// copyStill holds the processes and copies the files. It returns how much of
-// the disk they take.
+// copyStill stops the processes, unless they are paused anyway, and copies the
+// files. It returns how much of the disk they take.
 func (s *supervisor) copyStill(ctx context.Context, stage string) (bytes int64, err error) {
-	if err := s.stopChanges(ctx); err != nil {
-		return 0, err
+	if !s.still.paused {
+		cgroup, err := s.halt(ctx, true)
+		if err != nil {
+			return 0, fault.Wrap("hold processes", errors.Join(err, s.wake(cgroup)))
+		}
+		defer func() { err = errors.Join(err, s.wake(cgroup)) }()
 	}
-	defer s.changing.Unlock()
-	letGo, err := s.hold(ctx)
-	if err != nil {
-		return 0, fault.Wrap("hold processes", err)
-	}
-	defer func() { err = errors.Join(err, letGo()) }()
 	files := filepath.Join(s.box.path, fsDir)
 	if bytes, err = layer.Size(ctx, unix.AT_FDCWD, files); err != nil {
 		return 0, err
@@ -92,15 +122,7 @@ func (s *supervisor) copyStill(ctx context.Context, stage string) (bytes int64, 
 	if err := hasRoom(stage, bytes); err != nil {
 		return 0, err
 	}
-	if err := os.Mkdir(filepath.Join(stage, fsDir), 0o700); err != nil {
-		return 0, err
-	}
-	for _, l := range layers {
-		if err := layer.Copy(ctx, unix.AT_FDCWD, filepath.Join(files, l.name), filepath.Join(stage, fsDir, l.name)); err != nil {
-			return 0, err
-		}
-	}
-	return bytes, nil
+	return bytes, layer.Copy(ctx, unix.AT_FDCWD, files, filepath.Join(stage, fsDir))
 }
 
 // hasRoom fails when a copy of so many bytes cannot fit, rather than to fill

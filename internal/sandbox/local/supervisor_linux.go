@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -33,8 +34,8 @@ func Supervise(args []string) int {
 	case len(args) == 2 && args[0] == runWord:
 		// What stands before args on the command line leads here again.
 		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
-	case len(args) == 1 && args[0] == initWord:
-		return initMain()
+	case len(args) == 1 && (args[0] == initWord || args[0] == sealedWord):
+		return initMain(args[0] == sealedWord)
 	case len(args) == 2 && args[0] == flattenWord:
 		return flattenMain(args[1])
 	}
@@ -46,8 +47,15 @@ func Supervise(args []string) int {
 const (
 	runWord     = "run"
 	initWord    = "init"
+	sealedWord  = "init-sealed" // init, once its program is out of everybody's reach
 	flattenWord = "flatten"
 )
+
+// runtimeSettings is the whole environment of a supervisor and of init: they
+// wait most of the time, and share the processors with many others. A second
+// processor each would cost a sandbox half a megabyte; and without a word on
+// it, Go reads the list of mounts and looks once a second for a new limit.
+func runtimeSettings() []string { return []string{"GOMAXPROCS=1"} }
 
 // patience bounds what a supervisor waits for the kernel while it tidies up.
 const patience = 30 * time.Second
@@ -66,9 +74,7 @@ type supervisor struct {
 	gateway  *forwarder
 	alarm    *alarm
 
-	// changing is held shared while something is started or written in the
-	// sandbox, exclusively while nothing may be.
-	changing sync.RWMutex
+	uploads sync.RWMutex // held shared while a file is on its way to its name
 
 	asked  sync.Once
 	asking chan struct{} // closed when the sandbox shall end
@@ -79,13 +85,13 @@ type supervisor struct {
 	mu        sync.Mutex
 	state     state
 	processes map[string]*process
+	terminals terminals
 	serving   sync.WaitGroup
+
+	still stillness
 }
 
 func supervisorMain(argv []string, path string) int {
-	// Init dies with the thread that started it. This one lives as long as
-	// the program.
-	runtime.LockOSThread()
 	life := os.NewFile(lifeFD, "life")
 	defer life.Close()
 	unix.CloseOnExec(lifeFD)
@@ -94,10 +100,7 @@ func supervisorMain(argv []string, path string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	closeStray(greetingFD + 1)
 	unix.Umask(0o077)
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, unix.SIGHUP) // and nothing more: workers come and go
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP) // workers come and go
 
 	s, err := newSupervisor(path, log)
 	if err == nil {
@@ -121,6 +124,8 @@ func supervisorMain(argv []string, path string) int {
 		// worker that asks for the key gets it.
 		log.Info("nobody waits for this sandbox", "err", encodeErr)
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
 	select {
 	case <-stop:
 		_ = s.end("signal")
@@ -151,8 +156,8 @@ func closeStray(first int) {
 		return
 	}
 	for _, e := range entries {
-		var fd int
-		if _, err := fmt.Sscan(e.Name(), &fd); err != nil || fd < first {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < first {
 			continue
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -202,28 +207,22 @@ func (s *supervisor) open() (err error) {
 		return err
 	}
 	go s.ring()
-	if err := makeLayers(s.record, s.box.path); err != nil {
-		return fileFault("make folders", err)
-	}
 	group := s.openCgroup()
 	if group != nil {
 		defer group.Close()
 	}
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
-	var fds []int
-	if s.record.Identity.Root {
-		mounts, err := openMounts(s.record, s.box.path)
-		defer closeMounts(mounts)
-		if err != nil {
-			return refusal("open mounts", err)
-		}
-		set.Mounts = mounts
-		for _, m := range mounts {
-			fds = append(fds, m.fd)
-		}
-	}
-	if err := s.startInit(group); err != nil {
+	prepared := make(chan error, 1)
+	go func() { prepared <- set.prepare() }() // init takes as long to start
+	err = s.startInit(group)
+	err = errors.Join(<-prepared, err)
+	defer closeMounts(set.Mounts)
+	if err != nil {
 		return err
+	}
+	var fds []int
+	for _, m := range set.Mounts {
+		fds = append(fds, m.fd)
 	}
 	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
 	if err == nil {
@@ -245,6 +244,18 @@ func (s *supervisor) open() (err error) {
 	return s.listen()
 }
 
+// prepare makes what init will be given. As root that is all mounts; another
+// user's init opens them itself.
+func (s *setup) prepare() (err error) {
+	if err := makeLayers(s.Record, s.Box); err != nil {
+		return fileFault("make folders", err)
+	}
+	if s.Record.Identity.Root {
+		s.Mounts, err = openMounts(s.Record, s.Box)
+	}
+	return refusal("open mounts", err)
+}
+
 // openCgroup returns the sandbox's cgroup, or nil where there can be none.
 func (s *supervisor) openCgroup() *os.File {
 	parent := cgroupParent()
@@ -254,7 +265,7 @@ func (s *supervisor) openCgroup() *os.File {
 	// The name is written down before the folder is made: whoever tidies up
 	// after a crash finds it, and it is never anybody else's.
 	s.left.Cgroup = filepath.Join(parent, cgroupPrefix+s.record.Instance)
-	err := s.box.writeJSON(runFile, s.left)
+	err := s.box.writeRemains(s.left)
 	if err == nil {
 		var group *os.File
 		if group, err = makeCgroup(s.left.Cgroup); err == nil {
@@ -265,8 +276,21 @@ func (s *supervisor) openCgroup() *os.File {
 	return nil
 }
 
-// namespaces are what separates a sandbox from the host.
+// namespaces are what separates a sandbox from the host. See clockNamespace for
+// one more.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
+// clockNamespace is the flag of a time namespace, or 0 on a kernel that has
+// none (before Linux 5.6). Its clocks show what the host's do: they can be set
+// only as long as nobody is in it, and a process that is cloned into it is.
+// The flag exists in clone3 only, which Go uses when it sees it; clone has a
+// signal number in its place.
+func clockNamespace() uintptr {
+	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
+		return 0
+	}
+	return unix.CLONE_NEWTIME
+}
 
 // startInit starts this program again as PID 1 of new namespaces.
 func (s *supervisor) startInit(group *os.File) error {
@@ -276,43 +300,60 @@ func (s *supervisor) startInit(group *os.File) error {
 	}
 	defer theirs.Close()
 	s.orders.open(ours, s.initDone)
+	clock := clockNamespace()
 	start := func() error {
 		s.init = &exec.Cmd{
-			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: []string{}, Dir: "/",
+			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: runtimeSettings(), Dir: "/",
 			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
 			SysProcAttr: initAttr(s.record.Identity),
 		}
+		s.init.SysProcAttr.Cloneflags |= clock
 		if group != nil {
 			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(group.Fd())
 		}
 		return s.init.Start()
 	}
-	err = start()
-	if err != nil && group != nil {
-		// Where a process cannot be put into the cgroup, the sandbox does
-		// without; what else is wrong shows again.
-		s.log.Info("no cgroup", "err", err)
-		group = nil
-		err = start()
-	}
-	if err != nil {
+	started := make(chan error)
+	go func() {
+		// Init dies with the thread that started it. This one does nothing
+		// else from now on.
+		runtime.LockOSThread()
+		err := start()
+		if err != nil && group != nil {
+			// Where a process cannot be put into the cgroup, the sandbox does
+			// without; what else is wrong shows again.
+			s.log.Info("no cgroup", "err", err)
+			group = nil
+			err = start()
+		}
+		if err != nil && clock != 0 {
+			// Where a filter of a container around us refuses clone3, the
+			// sandbox does without.
+			s.log.Info("no time namespace", "err", err)
+			clock = 0
+			err = start()
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		// The first process of a pid namespace is reaped after all others.
+		err = s.init.Wait()
+		s.log.Info("init ended", "how", fmt.Sprint(err))
+		close(s.initDone)
+		s.initGone()
+	}()
+	if err := <-started; err != nil {
 		_ = ours.Close()
 		close(s.initDone)
 		s.init = nil
 		return cloneFault(err)
 	}
-	go func() {
-		// The first process of a pid namespace is reaped after all others.
-		err := s.init.Wait()
-		s.log.Info("init ended", "how", fmt.Sprint(err))
-		close(s.initDone)
-		s.initGone()
-	}()
 	go s.orders.hear(s)
 	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
 		return err
 	}
-	return s.box.writeJSON(runFile, s.left)
+	return s.box.writeRemains(s.left)
 }
 
 func initAttr(id identity) *syscall.SysProcAttr {
@@ -394,6 +435,7 @@ func (s *supervisor) setState(to state) {
 func (s *supervisor) kill() {
 	if s.init != nil {
 		_ = s.init.Process.Kill() // an error: it is dead already
+		s.letDie()
 	}
 	<-s.initDone
 }

@@ -78,7 +78,7 @@ func TestDeadlineHoldsWithNobodyAlive(t *testing.T) {
 
 func TestKillingTheSupervisorKillsTheSandbox(t *testing.T) {
 	p := newProvider(t)
-	const word = "marker-of-a-supervisor-killed"
+	word := marker("a-supervisor-killed")
 	ref, sb := newSandbox(t, p, testSpec("orphan"))
 	ctx := t.Context()
 	for _, id := range []string{"one", "two"} {
@@ -147,7 +147,7 @@ func TestDestroyAndCreateTidyUpAfterADeadSupervisor(t *testing.T) {
 func TestDestroyDoesNotNeedTheSupervisor(t *testing.T) {
 	p := newProvider(t)
 	ref, sb := newSandbox(t, p, testSpec("stopped"))
-	const word = "marker-of-a-supervisor-stopped"
+	word := marker("a-supervisor-stopped")
 	if _, err := sb.Start(t.Context(), "long", sandbox.Cmd{Args: []string{"sh", "-c", "while :; do sleep 1; done", word}}); err != nil {
 		t.Fatal(err)
 	}
@@ -155,19 +155,25 @@ func TestDestroyDoesNotNeedTheSupervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(h.Supervisor.PID, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the supervisor is stopped", func() bool {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.Supervisor.PID))
-		return err == nil && bytes.Contains(b, []byte(") T "))
-	})
+	stop(t, h.Supervisor.PID)
 	if err := p.Destroy(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}
 	if n := processesNaming(t, word) + processesNaming(t, p.dir); n > 0 {
 		t.Errorf("%d processes are left", n)
 	}
+}
+
+// stop returns when the process stands still.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is stopped", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err == nil && bytes.Contains(b, []byte(") T "))
+	})
 }
 
 func TestCreateFinishesWhatAKilledWorkerBegan(t *testing.T) {
@@ -342,6 +348,98 @@ func TestAReusedPIDIsNotKilled(t *testing.T) {
 	}
 	if state, err := cmd.Process.Wait(); err != nil || state.Success() {
 		t.Errorf("%v, %v", state, err)
+	}
+}
+
+// A ref is in workflow history, where others may write. Which process is
+// killed for it is not its decision.
+func TestARefThatNamesAnotherProcessDoesNotKillIt(t *testing.T) {
+	p := newProvider(t)
+	ref, _ := newSandbox(t, p, testSpec("forged"))
+	bystander := self(t)
+	bystander.Path, bystander.Args = "/bin/sleep", []string{"sleep", "1000"}
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = bystander.Process.Kill()
+		_ = bystander.Wait()
+	}()
+	h, err := readHandle("test", ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := h.Supervisor
+	if h.Supervisor, err = identify(bystander.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, own.PID) // one that does not answer is killed
+	if err := p.Destroy(t.Context(), h.ref()); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := identify(bystander.Process.Pid); err != nil || now != h.Supervisor {
+		t.Errorf("the bystander was killed: %v", err)
+	}
+	if now, err := identify(own.PID); err == nil && now == own {
+		t.Error("the supervisor lives")
+	}
+}
+
+// What a ref holds is all that history ever holds of a sandbox.
+func TestARefHoldsNoMoreThanTheNamesOfTwoProcesses(t *testing.T) {
+	p := newProvider(t)
+	s := testSpec("plain")
+	s.Gateway = "unix:/no/such/secret-gateway"
+	s.Labels = map[string]string{"run": "secret-run"}
+	ref, _ := newSandbox(t, p, s)
+	var fields map[string]any
+	if err := json.Unmarshal([]byte(ref.Handle), &fields); err != nil {
+		t.Fatal(err)
+	}
+	super, _ := fields["supervisor"].(map[string]any)
+	if len(fields) != 3 || fields["key"] != "plain" || fields["instance"] == "" || len(super) != 3 || super["pid"] == nil || super["start"] == nil || super["boot"] == nil {
+		t.Errorf("handle %s", ref.Handle)
+	}
+	if ref.Version != refVersion || ref.Provider != ProviderName || ref.ID != "plain" {
+		t.Errorf("%+v", ref)
+	}
+}
+
+// An upgrade replaces the program while supervisors of the old one run.
+func TestASandboxOutlivesTheProgramThatMadeIt(t *testing.T) {
+	p := newProvider(t)
+	old := copyOf(t, "/proc/self/exe")
+	o := testOptions(p.dir)
+	o.Supervisor = []string{old, supervisorWord}
+	ref, kill := startWorker(t, workerOrder{Options: o, Spec: testSpec("upgraded"), Script: "while [ ! -e go ]; do sleep 0.02; done; exit 7"})
+	r := ref()
+	kill()
+	if err := os.Remove(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(old, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	defer func() {
+		if err := p.Destroy(context.Background(), r); err != nil {
+			t.Error(err)
+		}
+	}()
+	sb, err := p.Attach(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sb.Close()
+	if out := script(t, sb, "new", "touch go; echo started"); out != "started" {
+		t.Error(out)
+	}
+	proc, err := sb.Process(ctx, "job")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := proc.Wait(ctx); err != nil || exit.Code != 7 {
+		t.Errorf("%+v, %v", exit, err)
 	}
 }
 

@@ -234,7 +234,7 @@ func TestFaultsCrossTheWire(t *testing.T) {
 func TestCheckFindsWhatWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "state")
 	found := Check(t.Context(), testOptions(dir))
-	if len(found) != 5 {
+	if len(found) != 9 {
 		t.Fatalf("%d findings: %v", len(found), found)
 	}
 	for _, f := range found {
@@ -334,5 +334,39 @@ func TestForgottenCgroupsAreSweptAndOthersAreNot(t *testing.T) {
 	}
 	if err := sb.Health(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestTheLastWholeLineOfALifeFileHolds(t *testing.T) {
+	dir := t.TempDir()
+	f, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if left, err := f.readRemains(); err != nil || left != (remains{}) {
+		t.Errorf("without a file: %+v, %v", left, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, lifeFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := remains{Init: processID{PID: 7, Start: 8, Boot: "b"}, Cgroup: "/c"}
+	for _, left := range []remains{{Cgroup: "/c"}, want} {
+		if err := f.writeRemains(left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	torn, err := os.OpenFile(filepath.Join(dir, lifeFile), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer torn.Close()
+	for _, text := range []string{"", `{"init":{"pid":9`} {
+		if _, err := torn.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := f.readRemains(); err != nil || left != want {
+			t.Errorf("%+v, %v", left, err)
+		}
 	}
 }

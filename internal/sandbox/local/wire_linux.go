@@ -20,8 +20,9 @@ import (
 //
 // protocol is the version of what the worker says to the supervisor. Fields
 // are added, never re-meant, and a supervisor answers what it does not know
-// with fault.Unsupported, so that each side can be the older one.
-const protocol = 1
+// with fault.Unsupported, so that each side can be the older one. Version 2
+// added opPause, opResume, opTerminal and opDial.
+const protocol = 2
 
 const (
 	maxRequest = 8 << 20   // arguments and environment, which the kernel bounds at 2 MiB, in base64
@@ -70,15 +71,11 @@ func newLink(c *net.UnixConn, limit, files int) *link {
 func (l *link) Read(p []byte) (int, error) {
 	n, oobn, flags, _, err := l.conn.ReadMsgUnix(p, l.oob)
 	if oobn > 0 {
-		files := receivedFiles(l.oob[:oobn])
-		for len(l.got)+len(files) > l.files && len(files) > 0 {
-			_ = files[len(files)-1].Close()
-			files = files[:len(files)-1]
-		}
-		l.got = append(l.got, files...)
+		l.got = append(l.got, receivedFiles(l.oob[:oobn])...)
 	}
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = fmt.Errorf("%w: more files than expected", errFrame)
+	if flags&unix.MSG_CTRUNC != 0 || len(l.got) > l.files {
+		// Without the bytes: who has enough of them asks for no error.
+		return 0, fmt.Errorf("%w: more files than expected", errFrame)
 	}
 	if err == nil && n == 0 && len(p) > 0 {
 		err = io.EOF

@@ -1,0 +1,283 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"embed"
+	"errors"
+	"io/fs"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	gooselock "github.com/pressly/goose/v3/lock"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// A store is the database behind a ledger. The two that there are take the same
+// statements; what differs stands in these fields.
+type store struct {
+	dialect  goose.Dialect
+	folder   string                           // of the migrations
+	versions string                           // the table of their versions
+	clock    string                           // the database's, in Unix milliseconds
+	begin    string                           // the statement that begins a transaction of the writer
+	fault    func(op string, err error) error // gives an error of the database its kind
+	missing  func(err error) bool             // whether it says that a table is not there
+
+	// alone: nobody else writes, so what was written need not be read again.
+	// Otherwise rows are locked before they are read, in the same order by all:
+	// days, runs, forks, calls, each by its key.
+	alone bool
+
+	// bulk: a statement carries any number of rows, because each is a message
+	// to a server. Otherwise it carries one.
+	bulk bool
+
+	write *sql.DB
+	read  *sql.DB
+}
+
+func (s *store) close() error {
+	var errs []error
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// provider knows the migrations.
+func (s *store) provider(db *sql.DB) (*goose.Provider, error) {
+	dir, err := fs.Sub(migrations, "migrations/"+s.folder)
+	if err != nil {
+		return nil, err
+	}
+	options := []goose.ProviderOption{goose.WithTableName(s.versions)}
+	if !s.alone {
+		locker, err := gooselock.NewPostgresSessionLocker() // two gateways may start at once
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	return goose.NewProvider(s.dialect, db, dir, options...)
+}
+
+// migrate brings the tables to this version's shape.
+func (s *store) migrate(ctx context.Context) error {
+	const op = "upgrade ledger"
+	p, err := s.provider(s.write)
+	if err != nil {
+		return fault.New(op, fault.Internal, "%w", err)
+	}
+	has, known, err := p.GetVersions(ctx)
+	if err != nil {
+		return s.fault(op, err)
+	}
+	if has > known {
+		return newer(op, has, known)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return s.fault(op, err)
+	}
+	return nil
+}
+
+func newer(op string, has, known int64) error {
+	return fault.New(op, fault.Unsupported, "the ledger has version %d, this program knows up to %d", has, known).
+		Hinted("Use the newer program that wrote it, or another ledger: SANDBOX_TEMPORAL_HOME, SANDBOX_TEMPORAL_LEDGER_URL.")
+}
+
+// A Go type of a column, as it is written in SQL. Both databases know the
+// words.
+const (
+	text   = "text"
+	number = "bigint"
+)
+
+// values writes a table of one row as SQL, with a parameter for each column.
+func values(columns []string) string {
+	var b strings.Builder
+	for i, c := range columns {
+		b.WriteString([]string{"VALUES (", ", "}[min(i, 1)] + "CAST($" + strconv.Itoa(i+1) + " AS " + c + ")")
+	}
+	return b.String() + ")"
+}
+
+// unnest writes a table of any number of rows as PostgreSQL does, with a
+// parameter for each column that is a list. Columns have the names that VALUES
+// gives them.
+func unnest(columns []string) string {
+	var lists, names strings.Builder
+	for i, c := range columns {
+		sep := []string{"", ", "}[min(i, 1)]
+		lists.WriteString(sep + "CAST($" + strconv.Itoa(i+1) + " AS " + c + "[])")
+		names.WriteString(sep + "column" + strconv.Itoa(i+1))
+	}
+	return "SELECT * FROM unnest(" + lists.String() + ") AS u (" + names.String() + ")"
+}
+
+// lists turns rows into columns, for unnest.
+func lists(columns []string, all [][]any) []any {
+	args := make([]any, len(columns))
+	for i, c := range columns {
+		if c == text {
+			list := make([]string, len(all))
+			for j, row := range all {
+				list[j] = row[i].(string)
+			}
+			args[i] = list
+			continue
+		}
+		list := make([]int64, len(all))
+		for j, row := range all {
+			list[j] = row[i].(int64)
+		}
+		args[i] = list
+	}
+	return args
+}
+
+// A statement carries rows: head, a table of them, tail.
+type statement struct {
+	head, tail string
+	columns    []string // the types of the table's, text or number
+}
+
+// A pen is the writer's connection, with everything that was prepared on it. It
+// is thrown away when anything goes wrong with it.
+type pen struct {
+	store    *store
+	conn     *sql.Conn
+	prepared map[string]*sql.Stmt // by text
+	reading  bool                 // of a look: nothing is made and nothing is locked
+}
+
+// begin starts a transaction, on a new connection if need be.
+func (p *pen) begin(ctx context.Context) (err error) {
+	if p.conn == nil {
+		if p.conn, err = p.store.write.Conn(ctx); err != nil {
+			p.conn = nil
+			return err
+		}
+		p.prepared = map[string]*sql.Stmt{}
+	}
+	_, err = p.conn.ExecContext(ctx, p.store.begin)
+	if err != nil {
+		p.drop()
+	}
+	return err
+}
+
+// rollback ends a transaction that came to nothing.
+func (p *pen) rollback() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if _, err := p.conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+		p.drop()
+	}
+}
+
+// drop closes the connection, and with it whatever it is in the middle of.
+func (p *pen) drop() {
+	if p.conn == nil {
+		return
+	}
+	p.conn.Raw(func(any) error { return driver.ErrBadConn }) //nolint:errcheck // that error closes it
+	p.conn.Close()                                           //nolint:errcheck // it is closed
+	p.conn = nil
+}
+
+// prepare returns a statement that is parsed once for all transactions.
+func (p *pen) prepare(ctx context.Context, query string) (*sql.Stmt, error) {
+	st := p.prepared[query]
+	if st == nil {
+		var err error
+		if st, err = p.conn.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+		p.prepared[query] = st
+	}
+	return st, nil
+}
+
+// put carries out st for all the rows.
+func (p *pen) put(ctx context.Context, st statement, all [][]any) error {
+	if p.reading {
+		return nil
+	}
+	return p.each(ctx, st, all, func(ready *sql.Stmt, args []any) error {
+		_, err := ready.ExecContext(ctx, args...)
+		return err
+	})
+}
+
+// get reads what st finds by keys, and locks it where that has a meaning.
+func (p *pen) get(ctx context.Context, st statement, keys [][]any, scan func(*sql.Rows) error) error {
+	if !p.store.alone && !p.reading {
+		st.tail += " FOR UPDATE"
+	}
+	return p.each(ctx, st, keys, func(ready *sql.Stmt, args []any) error {
+		found, err := ready.QueryContext(ctx, args...)
+		if err != nil {
+			return err
+		}
+		defer found.Close() // Err tells
+		for found.Next() {
+			if err := scan(found); err != nil {
+				return err
+			}
+		}
+		return found.Err()
+	})
+}
+
+// each prepares st and calls do with its arguments, once for all rows or once
+// for each.
+func (p *pen) each(ctx context.Context, st statement, all [][]any, do func(*sql.Stmt, []any) error) error {
+	if len(all) == 0 {
+		return nil
+	}
+	table := values
+	if p.store.bulk {
+		table = unnest
+	}
+	ready, err := p.prepare(ctx, st.head+" "+table(st.columns)+" "+st.tail)
+	if err != nil {
+		return err
+	}
+	if p.store.bulk {
+		return do(ready, lists(st.columns, all))
+	}
+	for _, row := range all {
+		if err := do(ready, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// peek reads the rows as they are, without the right to change them.
+func (s *store) peek(ctx context.Context, wants []want) (*sheet, error) {
+	conn, err := s.read.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // it goes back to the pool
+	p := &pen{store: s, conn: conn, prepared: map[string]*sql.Stmt{}, reading: true}
+	defer func() {
+		for _, st := range p.prepared {
+			st.Close() //nolint:errcheck // it only read
+		}
+	}()
+	return p.load(ctx, wants, newCache())
+}
