@@ -310,6 +310,9 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 		o.Hint = "Give it more with --timeout SECONDS."
 	case why == fork.Cancelled:
 		o.Status, o.Error, o.Hint, o.Again = fork.Cancelled, "the fork was cancelled", "", false
+	case o.Status == fork.Failed && exit.Limit != "":
+		o.Error, o.Hint = "the agent was ended: "+exceeded(exit.Limit, f.in.Spec.Limits), more(exit.Limit)
+		o.Again = false // it would come to the same end
 	case o.Status == fork.Failed && spent.Refused > 0:
 		// An agent that cannot say why it failed was refused money.
 		o.Status, o.Again = fork.BudgetExceeded, false

@@ -141,7 +141,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	labels[sandbox.LabelRepository], labels[sandbox.LabelBranch], labels[sandbox.LabelCommit] = src.Source, src.Branch, src.Commit
 	spec := sandbox.Spec{
 		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute),
-		Mounts: planMounts(in.Plan.Mounts), Labels: labels,
+		Mounts: planMounts(in.Plan.Mounts), Limits: sandbox.Limits(in.Plan.Limits), Labels: labels,
 	}
 	if _, ok := sandbox.As[sandbox.HostBound](p); ok && in.Plan.Setup != "" {
 		if spec.Gateway, err = a.door(ctx, in.Run, 0, in.Plan.Egress, in.Plan.Repo); err != nil {
@@ -165,7 +165,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	defer bundle.Close()
 	err = a.unpack(ctx, sb, bundle, src.Commit, src.Branch)
 	if err == nil && in.Plan.Setup != "" {
-		err = a.setup(ctx, sb, in.Plan.Setup, a.proxyEnv(in.Plan.Provider))
+		err = a.setup(ctx, sb, in.Plan.Setup, in.Plan.Limits, a.proxyEnv(in.Plan.Provider))
 	}
 	if err == nil {
 		err = a.script(ctx, sb, "settle", settleScript)
@@ -222,7 +222,7 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 	return a.script(ctx, sb, "unpack", unpackScript, "BUNDLE="+at, "COMMIT="+commit, "BRANCH="+branch)
 }
 
-func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, env []string) error {
+func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, limits fork.Limits, env []string) error {
 	const op = "setup"
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
@@ -233,6 +233,9 @@ func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string,
 	}
 	exit, err := proc.Wait(limited)
 	late := limited.Err() != nil && ctx.Err() == nil
+	if err == nil {
+		err = limitFault(op, exit, limits)
+	}
 	if err != nil && !late || err == nil && exit.Code == 0 {
 		return err
 	}
@@ -265,6 +268,9 @@ const statusFull = 28
 // when it fails.
 func (a *Activities) script(ctx context.Context, sb sandbox.Sandbox, id, text string, env ...string) error {
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, id, sandbox.Cmd{Args: []string{"/bin/sh", "-c", text}, Env: env}, fork.MaxText)
+	if err == nil {
+		err = limitFault(id, exit, fork.Limits{})
+	}
 	if err == nil && exit.Code == statusFull {
 		return fault.New(id, fault.Full, "no space is left on the disk: %s", lastLines(stderr, stdout)).Hinted(fullHint)
 	}

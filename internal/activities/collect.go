@@ -56,6 +56,9 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 		Env: []string{"BASE=" + in.Spec.BaseCommit, "OUT=" + out, "REF=" + collectRef,
 			fmt.Sprintf("MESSAGE=sandbox-temporal: work of fork %s", in.Spec.ID())},
 	}, 64<<10)
+	if err == nil {
+		err = limitFault("pack", exit, in.Spec.Limits)
+	}
 	if err != nil {
 		return none, fault.Wrap(op, err)
 	}

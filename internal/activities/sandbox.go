@@ -33,6 +33,7 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 		Mounts:   planMounts(in.Spec.Mounts),
 		Deadline: in.Deadline,
 		Labels:   a.labels(in.Spec.Run, strconv.Itoa(in.Spec.Num), in.Deadline),
+		Limits:   sandbox.Limits(in.Spec.Limits),
 	}
 	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
 		lent, err := a.agentMounts(ag, in.Spec.AgentPath)

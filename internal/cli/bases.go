@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -188,7 +188,7 @@ func shortKey(key string, all []storedBase) string {
 
 func shortCommit(id string) string { return flat(id[:min(len(id), 12)]) }
 
-// byteText shows a number of bytes with the units that byteFlag reads.
+// byteText shows a number of bytes, rounded.
 func byteText(n int64) string {
 	const units = "KMGTPE"
 	if n < 1024 {
@@ -201,7 +201,7 @@ func byteText(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[u])
 }
 
-// byteFlag is a flag that takes a number of bytes.
+// byteFlag is a flag that takes a size, or 0.
 type byteFlag int64
 
 var _ pflag.Value = (*byteFlag)(nil)
@@ -212,33 +212,24 @@ func newByteFlag(value *int64, start int64) *byteFlag {
 }
 
 func (b *byteFlag) String() string {
-	const gib = 1 << 30
-	if n := int64(*b); n > 0 && n%gib == 0 {
-		return fmt.Sprintf("%dGiB", n/gib)
+	if *b == 0 {
+		return "0"
 	}
-	return strconv.FormatInt(int64(*b), 10)
+	return fork.FormatBytes(int64(*b))
 }
 
-func (b *byteFlag) Type() string { return "BYTES" }
-
-// byteUnits are what may stand behind the number; those with an i are powers
-// of 1024.
-var byteUnits = map[string]float64{
-	"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
-	"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-}
+func (b *byteFlag) Type() string { return "SIZE" }
 
 func (b *byteFlag) Set(s string) error {
-	digits := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
-	unit, ok := byteUnits[strings.ToLower(strings.TrimSpace(s[len(digits):]))]
-	v, err := strconv.ParseFloat(digits, 64)
-	if err != nil || !ok || math.IsNaN(v) || v < 0 || strings.ContainsAny(digits, "xXpP_") {
-		return errors.New("want a number of bytes, as 500MB or 20GiB")
+	if s == "0" {
+		*b = 0
+		return nil
 	}
-	if v*unit >= math.MaxInt64 {
-		return errors.New("that is out of range")
+	n, err := fork.ParseBytes(s)
+	if err != nil {
+		return errors.New("want a size with a unit, as 500MB or 20GiB")
 	}
-	*b = byteFlag(v * unit)
+	*b = byteFlag(n)
 	return nil
 }
 
@@ -329,7 +320,7 @@ The clean-up (see: cleanup) removes bases that were not used for 30 days.` + bas
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.Var(newSpanFlag(&opts.Keep.Age, pruneAge), "older-than", "remove what was not used for this `DURATION`, as 90m, 168h or 7d")
-	fs.Var(newByteFlag(&opts.Keep.Bytes, pruneBytes), "keep-bytes", "keep at most so many `BYTES`, as 500MB or 20GiB")
+	fs.Var(newByteFlag(&opts.Keep.Bytes, pruneBytes), "keep-bytes", "keep at most this `SIZE` of them, as 500MB or 20GiB")
 	fs.BoolVar(&all, "all", false, "remove all that are not in use")
 	fs.BoolVar(&opts.DryRun, "dry-run", false, "only say what would be removed; bases that only those stand on would follow")
 	outputFlag(cmd, &opts.Output)

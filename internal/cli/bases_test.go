@@ -171,7 +171,7 @@ func TestSizesAreShownAsTheyAreRead(t *testing.T) {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}
-	for text, want := range map[string]int64{"0": 0, "500MB": 500_000_000, "20GiB": 20 << 30, "1.5 gib": 3 << 29, "7k": 7 << 10, "12b": 12} {
+	for text, want := range map[string]int64{"0": 0, "500MB": 500_000_000, "20GiB": 20 << 30, "1.5 gib": 3 << 29, "7k": 7 << 10} {
 		var n int64
 		if err := newByteFlag(&n, 1).Set(text); err != nil || n != want {
 			t.Errorf("%s: %d, %v, want %d", text, n, err, want)
@@ -203,7 +203,7 @@ func TestPreparePrintsTheKeyTheSizeAndTheTime(t *testing.T) {
 	if len(lent) != 1 || !strings.HasPrefix(lent[0], fork.PreparePrefix) {
 		t.Errorf("%q", lent)
 	}
-	want := fork.Plan{Repo: dir, Branch: "main", Provider: "local", Agent: "mini", Setup: "make deps", AgentPath: "/found/here"}
+	want := fork.Plan{Repo: dir, Branch: "main", Provider: "local", Agent: "mini", Setup: "make deps", Egress: "registries", AgentPath: "/found/here"}
 	if diff := cmp.Diff(want, m.plans[lent[0]]); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

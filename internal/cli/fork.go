@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -79,19 +80,34 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("budget", "none", "the most `USD` that the whole run may cost")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
+	sandboxFlags(fs, &f.agentPath)
+	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
+	outputFlag(cmd, &f.output)
+	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget")...)
+	completeFlags(cmd, env)
+	return cmd
+}
+
+// sandboxFlags adds the flags that say in what a base is made and forks work.
+func sandboxFlags(fs *pflag.FlagSet, agentPath *string) {
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
 	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
 	fs.String("agent", "claude", "the `AGENT` that does the work: "+strings.Join(agentNames(), ", "))
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
-	fs.StringVar(&f.agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
+	fs.StringVar(agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
 	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
-	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
-	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
-	completeFlags(cmd, env)
-	return cmd
+	fs.String("memory", "auto", "let each sandbox use at most `SIZE` of memory, as 4GiB; local gives 2GiB")
+	fs.String("cpus", "auto", "let each sandbox use at most `N` cores, as 1.5; local gives what nobody else wants")
+	fs.String("processes", "auto", "let each sandbox have at most `N` processes and threads; local gives 2048")
+	fs.String("disk", "auto", "let each sandbox write at most `SIZE` to disk, as 20GiB; local gives 10GiB")
+}
+
+// sandboxSettings are those of sandboxFlags that the configuration file can
+// set too.
+func sandboxSettings() []string {
+	return []string{"provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk"}
 }
 
 // agentNames are the words that --agent takes.
@@ -113,6 +129,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout, Budget: set.Budget,
 		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+		Limits: set.Limits,
 	}
 	if !env.Globals.Config.IsSet("fork.model") {
 		if a, err := agent.ByName(plan.Agent); err == nil {

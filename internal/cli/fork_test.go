@@ -73,11 +73,13 @@ func TestForkTakesEveryFlag(t *testing.T) {
 	}
 	data := t.TempDir()
 	got := planOf(t, s, remote, "-b", "dev", "-p", "do it", "-f", "7", "-m", "opus", "--max-concurrent", "3", "-t", "60", "--budget", "2.5",
-		"--provider", "local", "--agent", "claude", "--agent-path", program, "--setup", "make deps", "--egress", "none", "--name", "my run", "--mount", data+":/data")
+		"--provider", "local", "--agent", "claude", "--agent-path", program, "--setup", "make deps", "--egress", "none", "--name", "my run", "--mount", data+":/data",
+		"--memory", "4GiB", "--cpus", "1.5", "--processes", "500", "--disk", "20GB")
 	want := fork.Plan{
 		Repo: remote, Branch: "dev", Prompt: "do it", Name: "my run", Forks: 7, Model: "opus", MaxConcurrent: 3, Timeout: time.Minute,
 		Budget: 5 * fork.Dollar / 2, Provider: "local", Agent: "claude", AgentPath: program, Setup: "make deps", Egress: "none",
 		Mounts: []fork.Mount{{Source: data, Target: "/data"}},
+		Limits: fork.Limits{MemoryBytes: 4 << 30, CPUMillis: 1500, Processes: 500, DiskBytes: 20_000_000_000},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -145,6 +147,13 @@ func TestForkRefusesNonsenseBeforeAnythingStarts(t *testing.T) {
 		"empty money":               with("--budget", ""),
 		"garbage money":             with("--budget", "ten"),
 		"money with exponent":       with("--budget", "1e3"),
+		"memory without a unit":     with("--memory", "4"),
+		"too little memory":         with("--memory", "1MiB"),
+		"no cores":                  with("--cpus", "0"),
+		"negative cores":            with("--cpus", "-1"),
+		"more cores than there are": with("--cpus", "5000"),
+		"few processes":             with("--processes", "3"),
+		"endless disk":              with("--disk", "9999999TiB"),
 		"model without price":       with("--model", "gpt-0"),
 		"no model":                  with("--model", ""),
 		"unknown agent":             with("--agent", "nobody"),

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,7 +43,7 @@ it printed is shown and nothing is kept. Ctrl-C does not stop it.` + exits(appen
 			set := env.Globals.Config.Fork
 			opts := prepareOptions{Output: output, Plan: fork.Plan{
 				Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand,
-				Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
+				Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts, Limits: set.Limits,
 			}}
 			if err := completePlan(cmd, env, &opts.Plan, words[0], branch, agentPathFlag); err != nil {
 				return err
@@ -55,16 +54,9 @@ it printed is shown and nothing is kept. Ctrl-C does not stop it.` + exits(appen
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringVarP(&branch, "branch", "b", "main", "the `BRANCH` that the forks start from; without this flag, a repository that has no main is taken at its own default")
-	fs.String("setup", "", "a shell `LINE` that prepares the work tree")
-	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
-	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
-	fs.String("agent", "claude", "the `AGENT` that will do the work: "+strings.Join(agentNames(), ", "))
-	fs.String("agent-command", "", "for --agent command: the shell `LINE` that will do the work; looked at, not run")
-	fs.StringVar(&agentPathFlag, "agent-path", "", "`PATH` of the agent's program on the worker's host")
-	fs.String("egress", "registries", "what --setup may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com")
-	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in the sandbox, read-only; can be given several times")
+	sandboxFlags(fs, &agentPathFlag)
 	outputFlag(cmd, &output)
-	cmd.Annotations = settings("provider", "isolation", "agent", "agent-command", "setup", "egress", "mount")
+	cmd.Annotations = settings(sandboxSettings()...)
 	completeFlags(cmd, env)
 	return cmd
 }

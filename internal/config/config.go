@@ -53,6 +53,7 @@ type Defaults struct {
 	Egress        string // what the sandboxes may reach
 	Setup         string // a shell line that prepares the base
 	Mounts        []fork.Mount
+	Limits        fork.Limits // of each sandbox
 }
 
 // Embedded reports whether commands talk to an engine of this host, because

@@ -94,6 +94,10 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.setup":          {`"make"`, "", "", "make", "", ""},
 		"fork.egress":         {`"none"`, "", "open", "none", "", "open"},
 		"fork.mounts":         {`["/a", "~/b:/c/"]`, "", "/l:/m", "/a:/a /home/u/b:/c", "", "/l:/m"},
+		"fork.memory":         {`"4GiB"`, "", "1.5G", "4GiB", "", "1.5GiB"},
+		"fork.cpus":           {`1.5`, "", "auto", "1.5", "", "auto"},
+		"fork.processes":      {`500`, "", "4096", "500", "", "4096"},
+		"fork.disk":           {`"20 GB"`, "", "20gib", "20GB", "", "20GiB"},
 	}
 	for _, k := range keys {
 		s, ok := samples[k.name]
@@ -265,6 +269,13 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{text: "[fork]\nmounts = ['/a:b']"}, `"fork.mounts" in /`},
 		{where{text: "[fork]\nmounts = ['/a:/']"}, `"fork.mounts" in /`},
 		{where{text: "[fork]\nmounts = [':/a']"}, `"fork.mounts" in /`},
+		{where{text: "[fork]\nmemory = 4"}, `"fork.memory" in /`},
+		{where{text: "[fork]\nmemory = 'much'"}, `"fork.memory" in /`},
+		{where{text: "[fork]\ncpus = 'all'"}, `"fork.cpus" in /`},
+		{where{text: "[fork]\ncpus = -1"}, `"fork.cpus" in /`},
+		{where{text: "[fork]\nprocesses = 1.5"}, `"fork.processes" in /`},
+		{where{text: "[fork]\nprocesses = 0"}, `"fork.processes" in /`},
+		{where{text: "[fork]\ndisk = '20'"}, `"fork.disk" in /`},
 		{where{text: "port = "}, "line 1"},
 		{where{text: "port = 1\nport = 2"}, "line 2"},
 		{where{text: "fork = 1"}, `"fork"`},

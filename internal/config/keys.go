@@ -61,6 +61,10 @@ var keys = []key{
 	textKey("fork.egress", "", "egress", "registries", `Use none, registries, open, or names such as registries,example.com.`, needed, func(c *Config) *string { return &c.Fork.Egress }),
 	textKey("fork.setup", "", "setup", "", `Use a shell line.`, nil, func(c *Config) *string { return &c.Fork.Setup }),
 	mountsKey("fork.mounts", "mount"),
+	limitKey("fork.memory", "memory", `Use a size with a unit, such as 4GiB, or "auto" for what the provider gives.`, fork.ParseBytes, fork.FormatBytes, func(l *fork.Limits) *int64 { return &l.MemoryBytes }),
+	limitKey("fork.cpus", "cpus", `Use a number of cores, such as 1.5, or "auto" for what the provider gives.`, fork.ParseCPUs, fork.FormatCPUs, func(l *fork.Limits) *int64 { return &l.CPUMillis }),
+	limitKey("fork.processes", "processes", `Use a whole number, or "auto" for what the provider gives.`, parseCount, formatCount, func(l *fork.Limits) *int64 { return &l.Processes }),
+	limitKey("fork.disk", "disk", `Use a size with a unit, such as 20GiB, or "auto" for what the provider gives.`, fork.ParseBytes, fork.FormatBytes, func(l *fork.Limits) *int64 { return &l.DiskBytes }),
 }
 
 func index(name string) int {
@@ -206,6 +210,40 @@ func budgetKey(name, flag string) key {
 			return c.Fork.Budget.String()
 		}}
 }
+
+// autoLimit leaves a limit to the provider, also when the file sets one.
+const autoLimit = "auto"
+
+func limitKey(name, flag, hint string, parse func(string) (int64, error), show func(int64) string, field func(*fork.Limits) *int64) key {
+	return key{name: name, flag: flag, standard: []string{autoLimit}, hint: hint,
+		set: func(c *Config, _ *loader, v []string) (err error) {
+			at := field(&c.Fork.Limits)
+			*at = 0
+			if v[0] != autoLimit {
+				*at, err = parse(v[0])
+			}
+			return err
+		},
+		show: func(c *Config) string {
+			if n := *field(&c.Fork.Limits); n != 0 {
+				return show(n)
+			}
+			return autoLimit
+		}}
+}
+
+func parseCount(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a whole number", s)
+	}
+	if n < 1 {
+		return 0, fmt.Errorf("%d is out of range", n)
+	}
+	return n, nil
+}
+
+func formatCount(n int64) string { return strconv.FormatInt(n, 10) }
 
 func mountsKey(name, flag string) key {
 	return key{name: name, flag: flag, list: true, hint: "Write a mount as SOURCE or SOURCE:TARGET, with an absolute TARGET.",

@@ -52,6 +52,7 @@ type Plan struct {
 	Setup         string        `json:"setup,omitempty"`         // a shell line that prepares the base once
 	Egress        string        `json:"egress,omitempty"`        // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`        // host files the sandboxes see, read-only
+	Limits        Limits        `json:"limits,omitzero"`         // of each sandbox
 }
 
 // A Mount is a file or folder of the worker's host that a sandbox sees
@@ -83,6 +84,7 @@ type Spec struct {
 	AgentPath    string        `json:"agent_path,omitempty"`
 	Egress       string        `json:"egress,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
+	Limits       Limits        `json:"limits,omitzero"`
 }
 
 // ID returns the name that users write for the fork: "<run>/<n>".

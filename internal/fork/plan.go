@@ -53,5 +53,5 @@ func (p Plan) Validate() error {
 	case p.Agent != "command" && p.AgentCommand != "":
 		return bad("Add --agent command, or leave --agent-command out.", "--agent-command is given but the agent is %q", p.Agent)
 	}
-	return nil
+	return p.Limits.Validate()
 }

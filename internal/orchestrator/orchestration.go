@@ -223,7 +223,7 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 	spec := fork.Spec{
 		Run: r.id, Num: num, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
 		Timeout: p.Timeout, RunBudget: p.Budget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
-		AgentPath: p.AgentPath, Egress: p.Egress, Mounts: p.Mounts,
+		AgentPath: p.AgentPath, Egress: p.Egress, Mounts: p.Mounts, Limits: p.Limits,
 	}
 	ctx = workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:            fork.WorkflowID(r.id, num),

@@ -120,6 +120,29 @@ type LiveFork struct {
 	Err error // nil: the fork lives
 }
 
+// Limiter is implemented by providers that hold their sandboxes to
+// [Spec].Limits, as far as the host lets them.
+type Limiter interface {
+	// Unenforced returns which of the limits that l asks for would not hold
+	// in a sandbox made now. What is 0 in l is the provider's default and not
+	// asked for.
+	Unenforced(l Limits) []Limit
+}
+
+// Meter is implemented by providers that know what a sandbox uses.
+type Meter interface {
+	// Usage returns what the sandbox uses now; fault.NotFound when it is gone.
+	Usage(ctx context.Context, ref Ref) (Usage, error)
+}
+
+// Usage is what a sandbox uses. What its host does not count is 0.
+type Usage struct {
+	MemoryBytes int64         `json:"memory_bytes"` // without files that are only kept in memory while there is room
+	Processes   int64         `json:"processes"`    // and threads
+	CPU         time.Duration `json:"cpu"`          // since the sandbox was made, of all cores
+	DiskBytes   int64         `json:"disk_bytes"`   // what was written, when it was last looked at
+}
+
 // As finds the first provider in p's chain of wrappers that has capability C.
 // A wrapper shows what it wraps by a method Unwrap() Provider.
 func As[C any](p Provider) (c C, ok bool) {

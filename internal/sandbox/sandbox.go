@@ -142,10 +142,13 @@ type Exit struct {
 // A Limit is one of those of [Limits], as it is told to people.
 type Limit string
 
-// The limits that end a process. The others make single calls in it fail.
+// The limits. Those of memory and disk end every process of the sandbox, and
+// say so in its Exit; the sandbox goes on, and commands can be started in it.
 const (
-	MemoryLimit Limit = "memory" // the kernel killed everything in the sandbox's memory group
-	DiskLimit   Limit = "disk"   // the sandbox wrote more than it may
+	MemoryLimit  Limit = "memory"    // the sandbox needed more than it may
+	DiskLimit    Limit = "disk"      // the sandbox wrote more than it may
+	ProcessLimit Limit = "processes" // forks fail with EAGAIN
+	CPULimit     Limit = "cpu"       // processes wait for their turn
 )
 
 // Cmd has the fields of exec.Cmd that make sense far away.
@@ -170,7 +173,7 @@ type Spec struct {
 // Limits bounds what a sandbox may use. Zero: the provider's default.
 type Limits struct {
 	MemoryBytes int64 `json:"memory_bytes,omitempty"` // swap included, there is none
-	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // thousandths of a core
+	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // thousandths of a core; at least 10
 	Processes   int64 `json:"processes,omitempty"`    // and threads
 	DiskBytes   int64 `json:"disk_bytes,omitempty"`   // of what is written; a base below it is not counted
 }

@@ -95,6 +95,12 @@ var Checks = []Check{
 	{"an impossible command on a terminal is told as one without", terminalNotFound},
 
 	{"a port in the sandbox can be reached, and one where nobody listens is unavailable", dialPort},
+
+	{"limits that no sandbox could live with are invalid", limitsInvalid},
+	{"a process that needs too much memory is ended, and says so", memoryLimit},
+	{"a fork bomb runs out of processes and the sandbox still answers", processLimit},
+	{"a process that writes too much is ended, and says so", diskLimit},
+	{"a sandbox gets no more CPU time than it may", cpuLimit},
 }
 
 // NewWorker returns the check that needs a second provider of the same host,

@@ -35,6 +35,15 @@ type broken struct {
 	open    func(ctx context.Context, ref sandbox.Ref, cmd sandbox.Cmd, size sandbox.TerminalSize) (sandbox.Terminal, error)
 	dial    func(ctx context.Context, ref sandbox.Ref, port int) (sandbox.Conn, error)
 	wrap    func(sb brokenSandbox) brokenSandbox
+	boasts  bool // of limits that nobody enforces
+}
+
+// Unenforced is where a fake that has no limits can boast.
+func (b *broken) Unenforced(sandbox.Limits) []sandbox.Limit {
+	if b.boasts {
+		return nil
+	}
+	return []sandbox.Limit{sandbox.MemoryLimit}
 }
 
 func (b *broken) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error) {
@@ -762,6 +771,12 @@ func TestEveryBrokenPromiseIsCaught(t *testing.T) {
 				return c, kindless(err)
 			}
 		}},
+
+		{"takes any limit", "limits that no sandbox could live with are invalid", boastOfLimits},
+		{"has no memory limit", "a process that needs too much memory is ended, and says so", boastOfLimits},
+		{"has no process limit", "a fork bomb runs out of processes and the sandbox still answers", boastOfLimits},
+		{"has no disk limit", "a process that writes too much is ended, and says so", boastOfLimits},
+		{"has no CPU limit", "a sandbox gets no more CPU time than it may", boastOfLimits},
 	}
 	checks := map[string]conformance.Check{}
 	for _, c := range conformance.Checks {
@@ -806,6 +821,8 @@ func TestEveryBrokenPromiseIsCaught(t *testing.T) {
 type deaf struct{ sandbox.Conn }
 
 func (deaf) CloseWrite() error { return nil }
+
+func boastOfLimits(b *broken) { b.boasts = true }
 
 // errorless keeps a row short; the list of a fake never fails.
 func errorless(ref sandbox.Ref, err error) sandbox.Ref {

@@ -5,8 +5,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -50,8 +48,7 @@ func Check(ctx context.Context, o Options) []Finding {
 		return found
 	}
 	note("base", "forks start from a prepared base, copy on write", p.try(ctx, "check"))
-	note("cgroup", cgroupParent(), cgroupFault())
-	return found
+	return append(found, checkLimitsHere())
 }
 
 // try makes a sandbox and runs a command in it; with a base, first one to
@@ -96,18 +93,4 @@ func (p *Provider) try(ctx context.Context, base string) (err error) {
 		err = fault.New("run true in a sandbox", fault.Unsupported, "exit code %d: %s", exit.Code, stderr)
 	}
 	return err
-}
-
-// cgroupFault says why a sandbox has no cgroup of its own, which it can live
-// without.
-func cgroupFault() error {
-	parent := cgroupParent()
-	if parent == "" {
-		return fault.New("cgroup", fault.Unsupported, "no cgroup v2 folder that we may write to; sandboxes do without").
-			Hinted("Start the worker in a delegated cgroup, for instance: systemd-run --user --scope -p Delegate=yes")
-	}
-	if err := unix.Access(parent, unix.W_OK); err != nil {
-		return fault.New("cgroup", fault.Unsupported, "%s: %w", parent, err)
-	}
-	return nil
 }

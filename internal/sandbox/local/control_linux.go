@@ -38,6 +38,7 @@ const (
 	opDeadline = "deadline"
 	opFreeze   = "freeze"
 	opSnapshot = "snapshot" // called off when the worker goes away
+	opUsage    = "usage"    // what the sandbox uses; init is asked the same
 	opDestroy  = "destroy"  // answered when everything but the supervisor itself is gone
 	opPause    = "pause"
 	opResume   = "resume"
@@ -47,11 +48,12 @@ const (
 
 // A response answers a request.
 type response struct {
-	Version  int           `json:"version"`
-	Fault    *wireFault    `json:"fault,omitempty"`
-	Instance string        `json:"instance,omitempty"` // opHello
-	State    state         `json:"state,omitempty"`    // opHello
-	Exit     *sandbox.Exit `json:"exit,omitempty"`     // absent: it runs
+	Version  int            `json:"version"`
+	Fault    *wireFault     `json:"fault,omitempty"`
+	Instance string         `json:"instance,omitempty"` // opHello
+	State    state          `json:"state,omitempty"`    // opHello
+	Exit     *sandbox.Exit  `json:"exit,omitempty"`     // absent: it runs
+	Usage    *sandbox.Usage `json:"usage,omitempty"`    // opUsage
 }
 
 // A state of a sandbox.
@@ -60,7 +62,8 @@ type state string
 const (
 	starting state = "starting"
 	ready    state = "ready"
-	used     state = "used" // frozen into a base; it can only be destroyed
+	used     state = "used"  // frozen into a base; it can only be destroyed
+	spent    state = "spent" // init died for want of memory; exits and output are there
 	dying    state = "dying"
 )
 
@@ -68,6 +71,9 @@ const (
 // it: that the sandbox is ready, or why there is none.
 type greeting struct {
 	Fault *wireFault `json:"fault,omitempty"`
+
+	// Missing are the limits that no cgroup enforces.
+	Missing []sandbox.Limit `json:"missing,omitempty"`
 }
 
 // The descriptors that a supervisor is started with.

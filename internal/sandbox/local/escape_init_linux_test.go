@@ -44,7 +44,7 @@ func newDummy(t testing.TB, init *os.Process) *dummy {
 	t.Cleanup(func() { box.Close() })
 	d := &dummy{supervisor: &supervisor{
 		box: box, log: slog.New(slog.DiscardHandler), state: ready, processes: map[string]*process{},
-		record: record{Identity: currentIdentity()}, init: &exec.Cmd{Process: init}, initDone: make(chan struct{}), over: make(chan struct{}),
+		record: record{Identity: currentIdentity()}, init: &exec.Cmd{Process: init}, initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
 	}}
 	ours, theirs, err := socketPair()
 	if err != nil {

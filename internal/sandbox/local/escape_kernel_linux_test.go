@@ -483,7 +483,7 @@ func TestTheAgentCannotTypeIntoTheWorkersTerminal(t *testing.T) {
 		return string(b)
 	}
 	if legacy, err := os.ReadFile("/proc/sys/dev/tty/legacy_tiocsti"); os.Geteuid() == 0 || err == nil && strings.TrimSpace(string(legacy)) == "1" {
-		outer, inner := attackTerminal(t)
+		outer, inner := newTerminalPair(t)
 		onHost(t, func(cmd *exec.Cmd) {
 			cmd.Stdin, cmd.SysProcAttr = inner, &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 		}, "terminal")
@@ -492,7 +492,7 @@ func TestTheAgentCannotTypeIntoTheWorkersTerminal(t *testing.T) {
 		}
 	}
 	p := newProvider(t)
-	outer, inner := attackTerminal(t)
+	outer, inner := newTerminalPair(t)
 	ref, _ := startWorker(t, workerOrder{Options: testOptions(p.dir), Spec: withAttacker(t, testSpec("typist")), Script: "true"}, func(cmd *exec.Cmd) {
 		cmd.ExtraFiles, cmd.SysProcAttr = []*os.File{inner}, &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
 	})
@@ -513,8 +513,8 @@ func TestTheAgentCannotTypeIntoTheWorkersTerminal(t *testing.T) {
 	}
 }
 
-// attackTerminal returns the two ends of a new terminal.
-func attackTerminal(t *testing.T) (outer, inner *os.File) {
+// newTerminalPair returns the two ends of a new terminal.
+func newTerminalPair(t *testing.T) (outer, inner *os.File) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {

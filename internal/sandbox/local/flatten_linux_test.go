@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -57,7 +58,16 @@ func notFlattening(t *testing.T, p *Provider) {
 	eventually(t, "nobody shortens chains", func() bool { return !flattening(t, p) })
 }
 
-func flattening(t *testing.T, p *Provider) bool { return processesNaming(t, `{"dir":"`+p.dir) > 0 }
+func flattening(t *testing.T, p *Provider) bool { return len(flatteners(t, p)) > 0 }
+
+func flatteners(t *testing.T, p *Provider) []int {
+	t.Helper()
+	arg, err := json.Marshal(flattenOrder{p.dir, currentIdentity()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pidsNaming(string(arg))
+}
 
 func TestALongChainOfBasesBecomesOneLayer(t *testing.T) {
 	p := newProvider(t)
@@ -172,7 +182,7 @@ func TestAKilledFlatteningIsDoneByTheNext(t *testing.T) {
 		stages, _ = filepath.Glob(filepath.Join(p.dir, trashDir, "*", flatDir, "workspace", "*"))
 		return len(stages) > 0
 	})
-	for _, pid := range pidsNaming(t, `{"dir":"`+p.dir) {
+	for _, pid := range flatteners(t, p) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -203,23 +213,6 @@ func TestAKilledFlatteningIsDoneByTheNext(t *testing.T) {
 		left, _ := os.ReadDir(filepath.Join(p.dir, trashDir))
 		return len(left) == 0
 	})
-}
-
-func pidsNaming(t *testing.T, word string) (pids []int) {
-	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range files {
-		if b, err := os.ReadFile(name); err == nil && strings.Contains(string(b), word) {
-			var pid int
-			if _, err := fmt.Sscanf(name, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
 }
 
 // TestAFlatteningDoesNotBringABaseBack removes the base while it is copied.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Names in the state folder.
@@ -44,8 +45,8 @@ func keyName(key string) string { return "k-" + key }
 
 // A remains is what has to be looked for after a supervisor was killed.
 type remains struct {
-	Init   processID `json:"init"`
-	Cgroup string    `json:"cgroup,omitempty"` // absolute path; made by this sandbox and by nobody else
+	Init    processID `json:"init"`
+	Cgroups []string  `json:"cgroups,omitempty"` // absolute paths; made by this sandbox and by nobody else
 }
 
 // makeState makes the folders. What is in them is nobody else's business.
@@ -285,7 +286,7 @@ func (f *folder) bury(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	if err := removeCgroup(ctx, left.Cgroup); err != nil {
+	if err := cgroup.Open(left.Cgroups).Remove(ctx); err != nil {
 		return err
 	}
 	return f.remove(dir)
@@ -313,7 +314,7 @@ func (f *folder) remove(dir string) error {
 
 // sweep deletes what workers and supervisors that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	errs := []error{sweepCgroups(cgroupParent(), time.Now()), p.trimBases(ctx)}
+	errs := []error{cgroup.Find().Sweep(time.Now(), validInstance), p.trimBases(ctx)}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

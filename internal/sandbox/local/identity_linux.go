@@ -188,6 +188,9 @@ func waitEvents(ctx context.Context, fd int, events int16) error {
 
 // readSmall reads a file that is ours but whose size nobody has checked.
 func readSmall(f *os.File, limit int64) ([]byte, error) {
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s is not a file", f.Name()))
+	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("%s is larger than %d bytes", f.Name(), limit)

@@ -30,6 +30,7 @@ func initMain(sealed bool) int {
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
+	runtime.GOMAXPROCS(2) // it has little to do, and its threads count
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "init: death signal:", err)
 		return 1
@@ -111,6 +112,13 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 		a.Exit, a.Note, err = in.start(o, files)
 	case opSignal:
 		in.programs.signal(o.ID, unix.Signal(o.Signal))
+	case opKillAll:
+		// The kernel signals everybody at one stroke, and a fork under way
+		// is begun again only after its signals: not even a fork bomb
+		// outruns it.
+		err = ignoreNobody(unix.Kill(-1, unix.SIGKILL))
+	case opUsage:
+		a.Usage, err = usage(o.Most)
 	case opRead, opWrite:
 		var f *os.File
 		if o.Op == opRead {
@@ -170,7 +178,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 	if err := unix.Sethostname([]byte("sandbox")); err != nil {
 		return nil, refusal("set host name", err)
 	}
-	if err := buildRoot(mounts, s.HostLinks); err != nil {
+	if err := buildRoot(mounts, s.HostLinks, s.Record.Limits.MemoryBytes); err != nil {
 		return nil, refusal("build root", err)
 	}
 	if err := loopbackUp(); err != nil {
@@ -183,7 +191,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if err := in.confine(); err != nil {
+	if err := in.confine(s.Record.Limits); err != nil {
 		if listener != nil {
 			_ = listener.Close()
 		}
@@ -218,7 +226,7 @@ func closeMounts(mounts []mount) {
 var kept = []uint{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL}
 
 // confine gives up what setup needed.
-func (in *initProcess) confine() error {
+func (in *initProcess) confine(limits sandbox.Limits) error {
 	var keep []uint
 	if in.id.Root {
 		keep = kept
@@ -229,15 +237,22 @@ func (in *initProcess) confine() error {
 	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return os.NewSyscallError("keyctl", err)
 	}
+	if err := in.programs.victims(); err != nil {
+		return err
+	}
 	// Neither memory nor descriptors nor the program file of init can be
 	// reached through /proc by processes of the same id.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("not dumpable", err)
 	}
+	in.programs.limits = limits
 	if err := boundQueues(); err != nil {
 		return err
 	}
 	if err := confine.Resources(); err != nil {
+		return err
+	}
+	if err := limitInit(limits, in.id.Root); err != nil {
 		return err
 	}
 	// Before capabilities are gone: some may be needed to see the places.

@@ -47,9 +47,34 @@
 // Nobody writes to a base. Of the host's users, none but the worker's own and
 // root can reach it. Sandboxes see it through mounts that are read-only.
 //
-// Output goes through a pipe, from which the supervisor moves it into a file.
-// Of [sandbox.Limits] nothing is enforced by this version; a
-// Create that asks for some says so in the log.
+// Output goes from the agent's process through a pipe into a file that is
+// opened for appending, 1 GiB of each stream at most.
+//
+// # Limits
+//
+// Every sandbox has the limits of [sandbox.Limits], or else 2 GiB of memory
+// (or what the host has), 2048 processes, 10 GiB of disk and as much CPU as
+// nobody else wants. Package cgroup says where the kernel is told of them, and
+// there memory, processes and CPU time are hard limits, memory with no swap.
+//
+// A sandbox whose memory runs out, or that has written too much, loses all its
+// processes, and their exits say why. The sandbox goes on, so that the work can
+// be saved. When the kernel looks for a victim, it prefers the agent's programs
+// to init and to the rest of the host, and says no different when it is the
+// host that has no memory left. When init dies of it nevertheless, exits and
+// output stay, and nothing can be started any more.
+//
+// Disk is not a hard limit. The supervisor looks at the host's free space every
+// two seconds, and at the files only when it fell. A sandbox overshoots by what
+// it writes meanwhile; one file alone cannot be larger than the limit. Every
+// file counts 4 KiB at least. What no walk can see is a file without a name
+// that is mapped and not open.
+//
+// Where no cgroup can be had (an ordinary user without a delegated one), CPU
+// time is not limited, memory is added up once a second (so that a sandbox can
+// overshoot by what it allocates in one), and processes are limited by
+// RLIMIT_NPROC, which since Linux 5.14 counts those of one sandbox. [Check] and
+// the worker's log say so.
 //
 // # Going inside
 //
@@ -95,6 +120,7 @@ type Provider struct {
 	supervisor []string
 	log        *slog.Logger
 	sound      atomic.Bool // the state folder was found fit for sandboxes
+	told       atomic.Bool // which limits are not enforced here
 }
 
 var (
@@ -104,6 +130,8 @@ var (
 	_ sandbox.Pauser      = (*Provider)(nil)
 	_ sandbox.Terminaler  = (*Provider)(nil)
 	_ sandbox.PortDialer  = (*Provider)(nil)
+	_ sandbox.Limiter     = (*Provider)(nil)
+	_ sandbox.Meter       = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first

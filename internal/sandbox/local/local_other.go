@@ -70,6 +70,24 @@ func (p *Provider) DialPort(context.Context, sandbox.Ref, int) (sandbox.Conn, er
 	return nil, unsupported("dial port")
 }
 
+// Unenforced returns everything that is asked for.
+func (p *Provider) Unenforced(l sandbox.Limits) []sandbox.Limit {
+	var all []sandbox.Limit
+	for limit, asked := range map[sandbox.Limit]int64{
+		sandbox.MemoryLimit: l.MemoryBytes, sandbox.CPULimit: l.CPUMillis, sandbox.ProcessLimit: l.Processes, sandbox.DiskLimit: l.DiskBytes,
+	} {
+		if asked > 0 {
+			all = append(all, limit)
+		}
+	}
+	return all
+}
+
+// Usage fails with fault.Unsupported.
+func (p *Provider) Usage(context.Context, sandbox.Ref) (sandbox.Usage, error) {
+	return sandbox.Usage{}, unsupported("usage")
+}
+
 // Supervise says that it cannot and returns 1.
 func Supervise([]string) int {
 	fmt.Fprintln(os.Stderr, unsupported("supervise"))

@@ -84,7 +84,7 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 		}
 		for dir := range cgroupsOfSandboxes() {
 			// Another test's are there for as long as somebody lives in them.
-			if events, err := os.ReadFile(filepath.Join(dir, "cgroup.events")); !before[dir] && err == nil && bytes.Contains(events, []byte("populated 0")) {
+			if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); !before[dir] && err == nil && len(procs) == 0 {
 				leaks = append(leaks, dir)
 			}
 		}
@@ -98,8 +98,8 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 
 func cgroupsOfSandboxes() map[string]bool {
 	found := map[string]bool{}
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		dirs, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
+	for _, above := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(above, "sandbox-temporal", "sandbox-temporal-*"))
 		for _, d := range dirs {
 			found[d] = true
 		}

@@ -26,19 +26,21 @@ type order struct {
 	Size    *size    `json:"size,omitempty"`    // opTerminal
 
 	Network string `json:"network,omitempty"` // opDial
+	Most    int64  `json:"most,omitempty"`    // opUsage: at more memory than this, init looks closely
 }
 
 const (
-	opSetup  = "setup"
-	opPing   = "ping"
-	opStart  = "start"
-	opSignal = "signal"
-	opRead   = "read"
-	opWrite  = "write"
-	opCommit = "commit"
-	opAbort  = "abort"
-	opHalt   = "halt" // everything but init stops
-	opWake   = "wake" // and goes on
+	opSetup   = "setup"
+	opPing    = "ping"
+	opStart   = "start"
+	opSignal  = "signal"
+	opRead    = "read"
+	opWrite   = "write"
+	opCommit  = "commit"
+	opAbort   = "abort"
+	opHalt    = "halt"     // everything but init stops
+	opWake    = "wake"     // and goes on
+	opKillAll = "kill-all" // everything but init
 )
 
 // A setup is the first order.
@@ -65,6 +67,8 @@ type answer struct {
 	Ended *ended       `json:"ended,omitempty"`
 	Exit  sandbox.Exit `json:"exit"`           // of an opStart whose program could not run: Note says why
 	Note  string       `json:"note,omitempty"` // for the process's stderr
+
+	Usage *sandbox.Usage `json:"usage,omitempty"` // opUsage
 }
 
 type ended struct {

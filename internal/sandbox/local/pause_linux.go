@@ -175,7 +175,7 @@ func (s *supervisor) orderAwake(o order) (answer, error) {
 // halt stops everything in the sandbox, by its cgroup when it lives in one.
 // With patience, no file is being written any more when it returns.
 func (s *supervisor) halt(ctx context.Context, patient bool) (cgroup bool, err error) {
-	if !populated(s.left.Cgroup) {
+	if len(s.group.Pids()) == 0 {
 		a, _, err := s.orders.do(order{Op: opHalt, Patient: patient})
 		if err == nil {
 			err = a.Fault.err("pause")
@@ -192,12 +192,18 @@ func (s *supervisor) halt(ctx context.Context, patient bool) (cgroup bool, err e
 		}
 	}()
 	s.still.frozen.Store(true)
-	return true, freezeCgroup(ctx, s.left.Cgroup)
+	if err := s.group.Freeze(ctx); err != nil {
+		return true, fault.New("freeze", fault.Unavailable, "the sandbox does not come to rest: %w", err).
+			Hinted("A process in it waits for the kernel, for a disk perhaps. Try again.")
+	}
+	return true, nil
 }
 
 func (s *supervisor) wake(cgroup bool) error {
 	if cgroup {
-		return thawCgroup(s.left.Cgroup)
+		ctx, cancel := context.WithTimeout(context.Background(), restTime)
+		defer cancel()
+		return s.group.Thaw(ctx)
 	}
 	a, _, err := s.orders.do(order{Op: opWake})
 	if err == nil {
@@ -210,55 +216,10 @@ func (s *supervisor) wake(cgroup bool) error {
 // version 2 dies as it is; one of version 1 does not.
 func (s *supervisor) letDie() {
 	if s.still.frozen.Load() {
-		_ = thawCgroup(s.left.Cgroup) // an error: nothing lives in it any more
+		ctx, cancel := context.WithTimeout(context.Background(), restTime)
+		defer cancel()
+		_ = s.group.Thaw(ctx) // an error: nothing lives in it any more
 	}
-}
-
-// The freezer of cgroups. Nothing but this file knows of it.
-
-// populated reports whether somebody lives in the cgroup at path, which may
-// be empty: no cgroup.
-func populated(path string) bool {
-	if path == "" || !isCgroup(path) {
-		return false
-	}
-	events, err := os.ReadFile(filepath.Join(path, "cgroup.events"))
-	return err == nil && bytes.Contains(events, []byte("populated 1"))
-}
-
-// freezeCgroup returns when everything in the cgroup is frozen.
-func freezeCgroup(ctx context.Context, path string) error {
-	events, err := os.Open(filepath.Join(path, "cgroup.events"))
-	if err != nil {
-		return err
-	}
-	defer events.Close()
-	if err := os.WriteFile(filepath.Join(path, "cgroup.freeze"), []byte("1"), 0); err != nil {
-		return err
-	}
-	buf := make([]byte, 4096)
-	for {
-		n, err := events.ReadAt(buf, 0)
-		if n == 0 && err != nil {
-			return err
-		}
-		if bytes.Contains(buf[:n], []byte("frozen 1")) {
-			return nil
-		}
-		if err := waitEvents(ctx, int(events.Fd()), unix.POLLPRI); err != nil {
-			return fault.New("freeze", fault.Unavailable, "the sandbox does not come to rest: %w", err).
-				Hinted("A process in it waits for the kernel, for a disk perhaps. Try again.")
-		}
-	}
-}
-
-// thawCgroup does not wait: what was frozen has nothing to say about it.
-func thawCgroup(path string) error {
-	err := os.WriteFile(filepath.Join(path, "cgroup.freeze"), []byte("0"), 0)
-	if errors.Is(err, unix.ENODEV) {
-		return nil // removed under us
-	}
-	return ignoreGone(err)
 }
 
 // stuckTime is when a thread that the kernel keeps waiting is taken to stand

@@ -19,6 +19,7 @@ type process struct {
 	done  chan struct{} // closed when it has ended
 	exit  sandbox.Exit  // read after done
 	told  bool          // that it has ended; the supervisor's lock guards it
+	limit sandbox.Limit // it is being ended because of; the supervisor's lock guards it
 }
 
 // outputName is the file of a stream, below the sandbox's folder.
@@ -33,7 +34,7 @@ func (s *supervisor) start(q request) error {
 	if err := checkCommand(op, q.ID, q.Cmd); err != nil {
 		return err
 	}
-	s.mu.Lock()
+	s.lockWhenSettled()
 	p := s.processes[q.ID]
 	if p != nil {
 		s.mu.Unlock()
@@ -139,7 +140,7 @@ func (s *supervisor) ended(id string, exit sandbox.Exit) {
 	for _, out := range outs {
 		out.drain()
 	}
-	p.exit = sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)}
+	p.exit = s.limited(p, sandbox.Exit{Code: exit.Code & 0xff, Signal: cut(exit.Signal)})
 	close(p.done)
 	s.log.Info("process ended", "process", id, "code", p.exit.Code, "signal", p.exit.Signal)
 }

@@ -3,8 +3,10 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,6 +66,11 @@ type programs struct {
 	ids  map[int]string // pid to id, of those that run
 	pids map[string]int // id to pid, also of those that ended: their group may live
 	born chan struct{}  // wakes a reaper that had nobody to wait for
+
+	limits sandbox.Limits
+
+	adj *os.File // init's own oom_score_adj
+	own int      // what stands in it
 }
 
 // run starts the reaper.
@@ -197,9 +204,16 @@ func (in *initProcess) execute(op string, o order, files []uintptr, sys *syscall
 func (p *programs) start(id, program string, args []string, attr *syscall.ProcAttr) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.setAdj(min(p.own+victimAdj, 1000)); err != nil {
+		return err
+	}
 	pid, err := syscall.ForkExec(program, args, attr)
+	_ = p.setAdj(p.own) // what it was before it can be again
 	if err != nil {
 		return err
+	}
+	if attr.Sys.Credential == nil {
+		limitProgram(pid, p.limits)
 	}
 	// The kernel gives a number again only when no process and no group has
 	// it: whoever had it before is gone, with the whole group.
@@ -257,4 +271,36 @@ func executable(p string) error {
 		return unix.EACCES
 	}
 	return unix.Faccessat2(unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
+}
+
+// victimAdj is how much sooner than init the kernel kills a program for want
+// of memory: as if it used half of what there is. Nobody needs a privilege to
+// offer himself, and a program can take it back as far as init's own, where
+// its size decides.
+const victimAdj = 500
+
+// victims makes what is started from now on be killed before init. The file
+// is opened while init still may: without privileges, and not dumpable, it
+// could not be.
+func (p *programs) victims() error {
+	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var buf [16]byte
+	n, err := f.Read(buf[:])
+	if err == nil || errors.Is(err, io.EOF) {
+		p.own, err = strconv.Atoi(strings.TrimSpace(string(buf[:n])))
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	p.adj = f
+	return nil
+}
+
+// setAdj sets init's own, which its next child inherits.
+func (p *programs) setAdj(to int) error {
+	_, err := p.adj.WriteAt([]byte(strconv.Itoa(to)), 0)
+	return err
 }

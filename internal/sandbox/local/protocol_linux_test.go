@@ -113,20 +113,18 @@ func supervisorOfProtocol1(t *testing.T, p *Provider, key string) sandbox.Ref {
 	}
 	const instance = "0123456789abcdef"
 	dir := p.boxPath(key)
-	if err := os.MkdirAll(filepath.Join(dir, procDir, "p-old"), 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	const handleOf1 = `{"key":"old","instance":"0123456789abcdef","supervisor":{"pid":1,"start":1,"boot":"b"}}`
 	for name, text := range map[string]string{
-		specFile:                `{"version":1,"key":"old","instance":"` + instance + `","created":"2026-01-02T03:04:05Z","deadline":"2199-01-01T00:00:00Z","labels":{"run":"r"},"dir":"` + p.dir + `","identity":{"root":true,"first":1879048192,"group":0,"count":65536}}`,
-		refFile:                 handleOf1,
-		lifeFile:                "",
-		"proc/p-old/stdout":     "hello\n",
-		"proc/p-old/exit.json":  `{"code":7}`,
-		"proc/p-old/stderr":     "",
-		"log":                   "",
-		runFile:                 `{"init":{"pid":1,"start":1,"boot":"another"}}`,
-		"proc/p-old/unexpected": "",
+		specFile:       `{"version":1,"key":"old","instance":"` + instance + `","created":"2026-01-02T03:04:05Z","deadline":"2199-01-01T00:00:00Z","labels":{"run":"r"},"dir":"` + p.dir + `","identity":{"root":true,"first":1879048192,"group":0,"count":65536}}`,
+		refFile:        handleOf1,
+		lifeFile:       `{"init":{"pid":1,"start":1,"boot":"another"}}`,
+		"p-old.stdout": "hello\n",
+		"p-old.stderr": "",
+		"log":          "",
+		"unexpected":   "",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -51,7 +51,6 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 			return sandbox.Ref{}, err
 		}
 	}
-	p.warnLimits(ctx, spec)
 	ref, err = p.make(ctx, r, recorded)
 	if err != nil {
 		return sandbox.Ref{}, p.ctxFault(ctx, op, err)
@@ -236,6 +235,7 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 		_ = cmd.Wait()         // how it ended was said
 		return err
 	}
+	p.tellLimits(ctx, g.Missing)
 	go func() { _ = cmd.Wait() }() // it is our child until we die; nobody asks how it ended
 	return nil
 }
@@ -287,6 +287,21 @@ func (p *Provider) attach(ctx context.Context, op string, ref sandbox.Ref) (*att
 
 func gone(op string, h handle) error {
 	return fault.New(op, fault.NotFound, "sandbox %q is gone", h.Key)
+}
+
+// Usage asks the supervisor.
+func (p *Provider) Usage(ctx context.Context, ref sandbox.Ref) (sandbox.Usage, error) {
+	const op = "local: usage"
+	a, err := p.attach(ctx, op, ref)
+	if err != nil {
+		return sandbox.Usage{}, err
+	}
+	defer a.Close()
+	r, err := a.ask(ctx, op, request{Op: opUsage})
+	if err != nil || r.Usage == nil {
+		return sandbox.Usage{}, err
+	}
+	return *r.Usage, nil
 }
 
 // Destroy asks the supervisor to end the sandbox, and does it itself where

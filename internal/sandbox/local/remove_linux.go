@@ -117,22 +117,27 @@ func (r *remover) remove(dir int, name string, depth int) error {
 // openDir opens a folder, and first opens it up when its owner, who is us or
 // whom we rule, has closed it.
 func (r *remover) openDir(dir int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	pathFD, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(pathFD)
+	return reopenDir(pathFD, 0o700)
+}
+
+// reopenDir opens the folder behind an O_PATH descriptor for reading, and
+// first gives its owner all rights when some of those needed are missing.
+func reopenDir(pathFD int, needed uint32) (int, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(pathFD, &st); err != nil {
 		return -1, err
 	}
-	if st.Mode&0o700 != 0o700 {
+	if st.Mode&needed != needed {
 		// The descriptor is a folder for certain, so this is no link that
 		// was put in its place.
 		if err := unix.Chmod(fdPath(pathFD, ""), 0o700); err != nil {
 			return -1, err
 		}
 	}
-	return unix.Openat(pathFD, ".", flags, 0)
+	return unix.Openat(pathFD, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }

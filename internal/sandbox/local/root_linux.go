@@ -73,7 +73,7 @@ const maxTerminals = "64"
 // buildRoot makes the calling process's mount namespace the sandbox's: first
 // a copy of the host's, in the end nothing but what is listed here. It runs
 // as PID 1 with every capability in its own user namespace.
-func buildRoot(mounts []mount, hostLinks map[string]string) error {
+func buildRoot(mounts []mount, hostLinks map[string]string, memory int64) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return os.NewSyscallError("make mounts private", err)
 	}
@@ -89,7 +89,7 @@ func buildRoot(mounts []mount, hostLinks map[string]string) error {
 		return os.NewSyscallError("enter root", err)
 	}
 	t := tree{root}
-	if err := t.furnish(hostLinks); err != nil {
+	if err := t.furnish(hostLinks, memory); err != nil {
 		return err
 	}
 	ours := true // nothing in the tree is the agent's
@@ -140,7 +140,7 @@ func (t tree) open(p string, flags uint64) (int, error) {
 }
 
 // furnish makes what is the sandbox's own.
-func (t tree) furnish(hostLinks map[string]string) error {
+func (t tree) furnish(hostLinks map[string]string, memory int64) error {
 	// Nothing in it is anybody else's yet, so paths need no care.
 	for _, p := range slices.Sorted(maps.Keys(folders)) {
 		if err := os.Mkdir("."+p, folders[p]); err != nil {
@@ -158,7 +158,10 @@ func (t tree) furnish(hostLinks map[string]string) error {
 	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max="+maxTerminals); err != nil {
 		return err
 	}
-	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=1777"); err != nil {
+	// What is written there is the sandbox's memory, also when the process
+	// that wrote it is dead.
+	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
+	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
 		return err
 	}
 	for _, m := range []map[string]string{links, hostLinks} {

@@ -124,6 +124,10 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 	case opHealth:
 		_, err := s.order(order{Op: opPing})
 		return nil, err
+	case opUsage:
+		u, err := s.usage()
+		r.Usage = &u
+		return nil, err
 	case opStart:
 		return nil, s.start(q)
 	case opProcess, opWait:
@@ -146,6 +150,8 @@ func (s *supervisor) usable(op string) error {
 	switch s.state {
 	case used:
 		return fault.New(op, fault.Conflict, "the sandbox was frozen and can only be destroyed")
+	case spent:
+		return fault.New(op, fault.Lost, "the sandbox ran out of memory and can only be destroyed")
 	case dying:
 		return fault.New(op, fault.NotFound, "the sandbox is being destroyed")
 	}
@@ -281,6 +287,7 @@ func (o *orders) do(q order, fds ...int) (answer, []*os.File, error) {
 // hear passes on what init says until it dies. A thing that makes no sense
 // comes from an init that is no longer ours: it is killed.
 func (o *orders) hear(s *supervisor) {
+	defer close(s.heard)
 	defer o.link.conn.Close()
 	for {
 		var a answer

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"context"
 	"os"
 	"path"
 	"path/filepath"
@@ -27,6 +26,7 @@ type record struct {
 	Dir      string            `json:"dir"`               // the state folder
 	Layers   []string          `json:"layers,omitempty"`  // of bases, uppermost first; see layerPath
 	Identity identity          `json:"identity"`
+	Limits   sandbox.Limits    `json:"limits"` // with the defaults filled in
 }
 
 const recordVersion = 1
@@ -64,6 +64,9 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 			return record{}, err
 		}
 	}
+	if err := checkLimits(op, s.Limits); err != nil {
+		return record{}, err
+	}
 	dir, err := filepath.Abs(p.dir)
 	if err != nil || p.dir == "" || len(dir) > 3000 {
 		return bad("%q cannot be a state folder", p.dir)
@@ -78,6 +81,7 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	return record{
 		Version: recordVersion, Key: s.Key, Instance: newInstance(), Created: time.Now().UTC(), Deadline: s.Deadline,
 		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Identity: currentIdentity(),
+		Limits: effective(s.Limits, hostMemory()),
 	}, nil
 }
 
@@ -102,11 +106,4 @@ func checkMount(op string, m sandbox.Mount) error {
 
 func cleanAbsolute(p string) bool {
 	return path.IsAbs(p) && path.Clean(p) == p && !strings.ContainsRune(p, 0) && len(p) < 4096
-}
-
-// warnLimits says once what nobody enforces.
-func (p *Provider) warnLimits(ctx context.Context, s sandbox.Spec) {
-	if s.Limits != (sandbox.Limits{}) {
-		p.log.WarnContext(ctx, "limits are not enforced by local sandboxes yet", "sandbox", s.Key)
-	}
 }

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Supervise is the body of the sandbox-supervisor program and of any command
@@ -69,8 +71,11 @@ type supervisor struct {
 
 	init     *exec.Cmd
 	initDone chan struct{} // closed when everything in the sandbox is dead
+	heard    chan struct{} // closed when init has said its last
 	orders   orders
 	left     remains
+	group    *cgroup.Group
+	missing  []sandbox.Limit // that the group does not enforce; settled before the sandbox is ready
 	gateway  *forwarder
 	alarm    *alarm
 
@@ -86,6 +91,10 @@ type supervisor struct {
 	state     state
 	processes map[string]*process
 	terminals terminals
+	ooms      int           // kills for want of memory that are known of
+	lastOOM   time.Time     // when the last of them became known
+	killing   chan struct{} // while everything in the sandbox is being killed; closed when that is done
+	diskUse   int64         // bytes, when it was last looked at
 	serving   sync.WaitGroup
 
 	still stillness
@@ -107,7 +116,11 @@ func supervisorMain(argv []string, path string) int {
 		s.argv = append([]string{filepath.Base(argv[0])}, argv[1:]...)
 		err = s.open()
 	}
-	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err)})
+	var missing []sandbox.Limit
+	if err == nil {
+		missing = s.missing
+	}
+	frame, encodeErr := encodeFrame(greeting{Fault: toWire(err), Missing: missing})
 	if encodeErr == nil {
 		_, encodeErr = hello.Write(frame)
 	}
@@ -174,7 +187,7 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 	}
 	s := &supervisor{
 		box: box, log: log, state: starting, processes: map[string]*process{},
-		initDone: make(chan struct{}), over: make(chan struct{}), asking: make(chan struct{}),
+		initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}), asking: make(chan struct{}),
 	}
 	if err := box.readJSON(specFile, &s.record); err != nil {
 		return nil, err
@@ -207,14 +220,11 @@ func (s *supervisor) open() (err error) {
 		return err
 	}
 	go s.ring()
-	group := s.openCgroup()
-	if group != nil {
-		defer group.Close()
-	}
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
 	prepared := make(chan error, 1)
 	go func() { prepared <- set.prepare() }() // init takes as long to start
-	err = s.startInit(group)
+	s.openGroup()
+	cloned, err := s.startInit()
 	err = errors.Join(<-prepared, err)
 	defer closeMounts(set.Mounts)
 	if err != nil {
@@ -224,12 +234,18 @@ func (s *supervisor) open() (err error) {
 	for _, m := range set.Mounts {
 		fds = append(fds, m.fd)
 	}
+	joined := s.joinGroup(cloned)
 	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
+	<-joined
 	if err == nil {
 		err = a.Fault.err("start sandbox")
 	}
 	if err != nil {
 		closeAll(files)
+		if s.group.OOMs() > 0 {
+			return fault.New("start sandbox", fault.Invalid, "%d bytes of memory are too few for this host's init", s.record.Limits.MemoryBytes).
+				Hinted("Give each sandbox more with --memory SIZE.")
+		}
 		return err
 	}
 	if s.record.Gateway != "" {
@@ -256,26 +272,6 @@ func (s *setup) prepare() (err error) {
 	return refusal("open mounts", err)
 }
 
-// openCgroup returns the sandbox's cgroup, or nil where there can be none.
-func (s *supervisor) openCgroup() *os.File {
-	parent := cgroupParent()
-	if parent == "" {
-		return nil
-	}
-	// The name is written down before the folder is made: whoever tidies up
-	// after a crash finds it, and it is never anybody else's.
-	s.left.Cgroup = filepath.Join(parent, cgroupPrefix+s.record.Instance)
-	err := s.box.writeRemains(s.left)
-	if err == nil {
-		var group *os.File
-		if group, err = makeCgroup(s.left.Cgroup); err == nil {
-			return group
-		}
-	}
-	s.log.Info("no cgroup", "err", err)
-	return nil
-}
-
 // namespaces are what separates a sandbox from the host. See clockNamespace for
 // one more.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
@@ -292,11 +288,12 @@ func clockNamespace() uintptr {
 	return unix.CLONE_NEWTIME
 }
 
-// startInit starts this program again as PID 1 of new namespaces.
-func (s *supervisor) startInit(group *os.File) error {
+// startInit starts this program again as PID 1 of new namespaces, and says
+// whether the kernel could put it into the cgroup at that.
+func (s *supervisor) startInit() (cloned bool, err error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer theirs.Close()
 	s.orders.open(ours, s.initDone)
@@ -308,22 +305,22 @@ func (s *supervisor) startInit(group *os.File) error {
 			SysProcAttr: initAttr(s.record.Identity),
 		}
 		s.init.SysProcAttr.Cloneflags |= clock
-		if group != nil {
-			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(group.Fd())
+		if cloned {
+			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(s.group.Dir().Fd())
 		}
 		return s.init.Start()
 	}
+	cloned = s.group.Dir() != nil
 	started := make(chan error)
 	go func() {
 		// Init dies with the thread that started it. This one does nothing
 		// else from now on.
 		runtime.LockOSThread()
 		err := start()
-		if err != nil && group != nil {
-			// Where a process cannot be put into the cgroup, the sandbox does
-			// without; what else is wrong shows again.
-			s.log.Info("no cgroup", "err", err)
-			group = nil
+		if err != nil && cloned {
+			// It may still be let in later; what else is wrong shows again.
+			s.log.Info("not born into the cgroup", "err", err)
+			cloned = false
 			err = start()
 		}
 		if err != nil && clock != 0 {
@@ -340,20 +337,24 @@ func (s *supervisor) startInit(group *os.File) error {
 		// The first process of a pid namespace is reaped after all others.
 		err = s.init.Wait()
 		s.log.Info("init ended", "how", fmt.Sprint(err))
+		<-s.heard
+		spent := s.bereaved()
 		close(s.initDone)
-		s.initGone()
+		if !spent {
+			s.initGone()
+		}
 	}()
 	if err := <-started; err != nil {
 		_ = ours.Close()
 		close(s.initDone)
 		s.init = nil
-		return cloneFault(err)
+		return false, cloneFault(err)
 	}
 	go s.orders.hear(s)
 	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
-		return err
+		return false, err
 	}
-	return s.box.writeRemains(s.left)
+	return cloned, s.box.writeRemains(s.left)
 }
 
 func initAttr(id identity) *syscall.SysProcAttr {
@@ -411,6 +412,7 @@ func (s *supervisor) listen() error {
 		return errors.New("init died")
 	default:
 	}
+	go s.watch()
 	go s.serve(l)
 	return s.box.writeJSON(refFile, handle{Key: s.record.Key, Instance: s.record.Instance, Supervisor: self})
 }
@@ -457,7 +459,7 @@ func (s *supervisor) end(why string) error {
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	s.overBy = errors.Join(removeCgroup(ctx, s.left.Cgroup), s.box.remove(s.record.Dir))
+	s.overBy = errors.Join(s.removeGroup(ctx), s.box.remove(s.record.Dir))
 	if s.overBy != nil {
 		s.log.Error("not everything could be removed", "err", s.overBy)
 	}
@@ -476,7 +478,7 @@ func (s *supervisor) abandon() {
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := removeCgroup(ctx, s.left.Cgroup); err != nil {
+	if err := s.removeGroup(ctx); err != nil {
 		s.log.Error("cgroup not removed", "err", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"unsafe"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,14 +25,14 @@ import (
 // The third are all who use asynchronous I/O on the host: they share one
 // counter, fs.aio-max-nr, which a single process can fill.
 func Neighbours() error {
-	info, err := arch.GetInfo("")
-	if err != nil {
-		return err
+	native, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	if !ok {
+		return errors.ErrUnsupported
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("no_new_privs", err)
 	}
-	code := compile(uint32(info.ID), neighbours)
+	code := compile(native, neighbours)
 	program := unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
 	runtime.KeepAlive(code)

@@ -1,0 +1,231 @@
+package local
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
+)
+
+// A diskMeter says how much a sandbox has written into its upper layers. It
+// costs one statfs as long as the host's free space does not fall: only then
+// can the sandbox have written anything, and only then are its files looked
+// at. So there is no hard bound. What is written between two looks is
+// overshoot; RLIMIT_FSIZE bounds it for a single file. Not seen are files
+// without a name that no process has open but only mapped.
+type diskMeter struct {
+	box   *folder
+	limit int64
+	group *cgroup.Group // to find files that are open and have no name
+
+	bar    int64     // the use at which processes are ended next
+	used   int64     // at the last walk
+	free   int64     // of the host's file system, then
+	first  int64     // likewise, in the beginning
+	walked time.Time // when
+	took   time.Duration
+}
+
+const (
+	// Every file counts as a block at least, or a million empty ones would
+	// use up the host's inodes for nothing.
+	leastFile = 4096
+
+	// What else the host does can hide what the sandbox writes, so the files
+	// are looked at now and then in any case,
+	walkEvery = 30 * time.Second
+	// but never for more than this part of the time.
+	walkShare = 20
+)
+
+func newDiskMeter(box *folder, limit int64, group *cgroup.Group) *diskMeter {
+	m := &diskMeter{box: box, limit: limit, bar: limit, group: group, walked: time.Now()}
+	m.free, _ = m.hostFree()
+	m.first = m.free
+	return m
+}
+
+func (m *diskMeter) hostFree() (int64, bool) {
+	var st unix.Statfs_t
+	if unix.Fstatfs(m.box.fd(), &st) != nil && unix.Statfs(m.box.path, &st) != nil {
+		return 0, false
+	}
+	return int64(st.Bfree) * int64(st.Bsize), true
+}
+
+// look returns the use, and over once for each time that it passes the bar.
+// After that the bar is higher: what is started to save the agent's work needs
+// some room.
+func (m *diskMeter) look() (used int64, over bool) {
+	free, ok := m.hostFree()
+	since := time.Since(m.walked)
+	fell := m.free - free
+	if !ok || since < walkShare*m.took || fell < max((m.bar-m.used)/2, 256<<10) && since < walkEvery {
+		return m.used, false
+	}
+	begin := time.Now()
+	m.used = m.measure(free)
+	m.free, m.walked, m.took = free, time.Now(), time.Since(begin)
+	if m.used <= m.bar {
+		return m.used, false
+	}
+	m.bar = max(m.limit, m.used) + max(m.limit/8, 64<<20)
+	return m.used, true
+}
+
+func (m *diskMeter) measure(free int64) int64 {
+	hidden := nameless(m.group.Pids())
+	w := walk{most: m.bar}
+	w.tree(filepath.Join(m.box.path, fsDir))
+	// A folder is opened up only when more is gone from the host's disk than
+	// was found, and enough of it.
+	if sum := w.sum + hidden; w.closed && sum <= m.bar && m.first-free > m.bar {
+		w = walk{most: m.bar, open: true}
+		w.tree(filepath.Join(m.box.path, fsDir))
+	}
+	return w.sum + hidden
+}
+
+// A walk adds up the files of a tree that a stranger made, and changes
+// meanwhile: no link in it is followed, and it may be nested without end.
+type walk struct {
+	most   int64 // enough is enough
+	open   bool  // open folders that their owner, who is us, has closed
+	sum    int64
+	closed bool // there were some
+
+	pending []dirAt
+	bases   []int
+}
+
+// A dirAt is a folder still to be looked at, by its path below an open one.
+type dirAt struct {
+	base int
+	path string
+}
+
+const (
+	longPath = 3000 // of the 4096 bytes that the kernel takes
+	maxBases = 512  // of folders held open: a million levels
+)
+
+func (w *walk) tree(top string) {
+	fd, err := unix.Open(top, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	w.bases = append(w.bases, fd)
+	defer func() {
+		for _, fd := range w.bases {
+			unix.Close(fd)
+		}
+	}()
+	w.pending = append(w.pending, dirAt{fd, "."})
+	for len(w.pending) > 0 && w.sum <= w.most {
+		d := w.pending[len(w.pending)-1]
+		w.pending = w.pending[:len(w.pending)-1]
+		w.folder(d)
+	}
+}
+
+// folder looks at one folder. What has vanished meanwhile is passed over.
+func (w *walk) folder(d dirAt) {
+	fd, err := w.openAt(d)
+	if err != nil {
+		w.closed = w.closed || errors.Is(err, unix.EACCES)
+		return
+	}
+	f := os.NewFile(uintptr(fd), "folder")
+	defer f.Close()
+	if len(d.path) > longPath {
+		if len(w.bases) >= maxBases {
+			return
+		}
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		w.bases = append(w.bases, dup)
+		d = dirAt{dup, "."}
+	}
+	for w.sum <= w.most {
+		names, err := f.Readdirnames(1024)
+		for _, name := range names {
+			w.file(fd, d, name)
+		}
+		if err != nil || len(names) == 0 {
+			if err != nil && !errors.Is(err, io.EOF) {
+				w.closed = true
+			}
+			return
+		}
+	}
+}
+
+func (w *walk) file(fd int, d dirAt, name string) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		w.closed = w.closed || errors.Is(err, unix.EACCES)
+		return
+	}
+	size := max(st.Blocks*512, leastFile)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		w.pending = append(w.pending, dirAt{d.base, path.Join(d.path, name)})
+	} else if st.Nlink > 1 {
+		size /= int64(st.Nlink) // all its names are in this tree
+	}
+	w.sum += size
+}
+
+func (w *walk) openAt(d dirAt) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	how := unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	if w.open {
+		how.Flags = flags&^unix.O_RDONLY | unix.O_PATH
+	}
+	fd, err := unix.Openat2(d.base, d.path, &how)
+	if err != nil || !w.open {
+		return fd, err
+	}
+	defer unix.Close(fd)
+	return reopenDir(fd, 0o500)
+}
+
+// nameless adds up what the processes have open of files that have no name
+// any more. They go with the last who has them open.
+func nameless(pids []int) (sum int64) {
+	type file struct{ dev, ino uint64 }
+	seen := map[file]bool{}
+	for _, pid := range pids {
+		dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
+		f, err := os.Open(dir)
+		if err != nil {
+			continue // it has ended
+		}
+		names, _ := f.Readdirnames(mostFiles)
+		_ = f.Close()
+		for _, name := range names {
+			// The file itself, not a path that somebody could have changed.
+			at := filepath.Join(dir, name)
+			var st unix.Stat_t
+			if unix.Stat(at, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink > 0 || st.Blocks == 0 {
+				continue
+			}
+			id := file{uint64(st.Dev), st.Ino}
+			var fs unix.Statfs_t
+			if seen[id] || unix.Statfs(at, &fs) != nil || fs.Type == unix.TMPFS_MAGIC {
+				continue // memory, which is counted elsewhere
+			}
+			seen[id] = true
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
+}
