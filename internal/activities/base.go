@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -38,9 +39,14 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 		return orchestrator.Base{}, err
 	}
 	out := orchestrator.Base{Queue: a.Queue}
+	system := ""
 	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
-		out.Queue = a.HostQueue
-		if _, err := a.agentMounts(ag, in.Plan.AgentPath); err != nil {
+		out.Queue, system = a.HostQueue, hostSystem()
+		lent, err := a.agentMounts(ag, in.Plan.AgentPath)
+		if err == nil {
+			err = a.checkPrograms(ctx, in.Plan, lent)
+		}
+		if err != nil {
 			return out, err
 		}
 	}
@@ -49,11 +55,16 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 		return out, err
 	}
 	out.Commit, out.Branch = src.Commit, src.Branch
-	if out.PromptKey, err = a.Artifacts.PutText(ctx, in.Plan.Prompt); err != nil {
-		return out, fault.Wrap(op, err)
+	if in.Plan.Prompt != "" { // a base that is made ahead of all runs has none
+		if out.PromptKey, err = a.Artifacts.PutText(ctx, in.Plan.Prompt); err != nil {
+			return out, fault.Wrap(op, err)
+		}
 	}
-	if snap, ok := sandbox.As[sandbox.Snapshotter](provider); ok {
-		out.Frozen, err = a.freeze(ctx, in, provider, snap, src)
+	if snap, ok := sandbox.As[sandbox.Freezer](provider); ok {
+		out.Frozen, out.Made, err = a.freeze(ctx, in, system, provider, snap, src)
+		if err == nil {
+			out.Bytes = sizeOf(ctx, provider, out.Frozen)
+		}
 		return out, fault.Wrap(op, err)
 	}
 	if in.Plan.Setup != "" {
@@ -78,9 +89,45 @@ func (a *Activities) bundle(ctx context.Context, src repo.Base) io.ReadCloser {
 	return r
 }
 
+// hostSystem is what of this host a prepared base depends on: what setup may
+// have built against, and to whom the files belong. An update of the system
+// makes bases anew.
+func hostSystem() string {
+	release, _ := os.ReadFile("/etc/os-release") // a host without one has no say
+	ids, _ := os.ReadFile("/proc/self/uid_map")  // likewise
+	return fmt.Sprintf("%s %s\nuid %d\n%s%s", runtime.GOOS, runtime.GOARCH, os.Geteuid(), ids, release)
+}
+
+// sizeOf returns how much of the disk the base takes, 0 when nobody can say:
+// forks can start from it all the same.
+func sizeOf(ctx context.Context, p sandbox.Provider, key string) int64 {
+	snap, ok := sandbox.As[sandbox.Snapshotter](p)
+	if !ok {
+		return 0
+	}
+	bases, err := snap.Bases(ctx)
+	if err != nil {
+		return 0
+	}
+	for _, b := range bases {
+		if b.Key == key {
+			return b.Bytes
+		}
+	}
+	return 0
+}
+
 // freeze prepares a sandbox and freezes it, once for all who ask for the same.
-func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInput, p sandbox.Provider, snap sandbox.Snapshotter, src repo.Base) (string, error) {
-	key := baseKey(p.Name(), src.Source, src.Branch, src.Commit, in.Plan.Setup)
+// It reports whether it had to be made.
+func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInput, system string, p sandbox.Provider, snap sandbox.Freezer, src repo.Base) (string, bool, error) {
+	parts := []string{p.Name(), system, src.Source, src.Branch, src.Commit, in.Plan.Setup, in.Plan.Agent}
+	if in.Plan.Setup != "" {
+		parts = append(parts, "egress", in.Plan.Egress) // who may reach less does not get what was fetched from more
+	}
+	for _, m := range in.Plan.Mounts { // setup sees them
+		parts = append(parts, m.Source, m.Target)
+	}
+	key := baseKey(parts...)
 	a.mu.Lock()
 	if a.bases[key] == nil {
 		a.bases[key] = &sync.Mutex{}
@@ -92,15 +139,17 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 
 	err := snap.Base(ctx, key)
 	if fault.KindOf(err) != fault.NotFound { // nil: it is there
-		return key, err
+		return key, false, err
 	}
+	labels := a.labels(in.Run, "base", time.Now().Add(setupTime))
+	labels[sandbox.LabelRepository], labels[sandbox.LabelBranch], labels[sandbox.LabelCommit] = src.Source, src.Branch, src.Commit
 	spec := sandbox.Spec{
 		Key: key, Deadline: time.Now().Add(setupTime + 10*time.Minute),
-		Mounts: planMounts(in.Plan.Mounts), Limits: sandbox.Limits(in.Plan.Limits), Labels: a.labels(in.Run, "base", time.Now().Add(setupTime)),
+		Mounts: planMounts(in.Plan.Mounts), Limits: sandbox.Limits(in.Plan.Limits), Labels: labels,
 	}
 	if _, ok := sandbox.As[sandbox.HostBound](p); ok && in.Plan.Setup != "" {
 		if spec.Gateway, err = a.door(ctx, in.Run, 0, in.Plan.Egress, in.Plan.Repo); err != nil {
-			return "", err
+			return "", false, err
 		}
 		if a.Doors != nil {
 			defer a.Doors.Close(in.Run, 0)
@@ -108,12 +157,12 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	}
 	ref, err := p.Create(ctx, spec)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer func() { _ = p.Destroy(context.WithoutCancel(ctx), ref) }()
 	sb, err := p.Attach(ctx, ref)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer sb.Close()
 	bundle := a.bundle(ctx, src)
@@ -122,10 +171,13 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	if err == nil && in.Plan.Setup != "" {
 		err = a.setup(ctx, sb, in.Plan.Setup, in.Plan.Limits, a.proxyEnv(in.Plan.Provider))
 	}
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = a.script(ctx, sb, "settle", settleScript)
 	}
-	return key, snap.Freeze(ctx, ref, key)
+	if err != nil {
+		return "", false, err
+	}
+	return key, true, snap.Freeze(ctx, ref, key)
 }
 
 // baseKey names a base by everything that it was made from.
@@ -139,7 +191,13 @@ func baseKey(parts ...string) string {
 
 // unpackScript makes the workspace from a bundle. The branch is the user's
 // word and only ever part of a full ref name.
+//
+// Its exit status is 28, as ENOSPC is, when it failed and there is no room
+// left for as much as it was to unpack: git has tidied up after itself by then,
+// so the disk need not be full any more.
 const unpackScript = `set -e
+need=$(($(wc -c < "$BUNDLE") + 1048576))
+trap 'st=$?; test $st -eq 0 || head -c $need /dev/zero > .room || st=28; rm -f .room; exit $st' EXIT
 git init -q .
 git fetch -q --no-tags "$BUNDLE" "+refs/*:refs/unpack/*"
 git update-ref "refs/heads/$BRANCH" "$COMMIT"
@@ -149,8 +207,15 @@ git config user.name sandbox-temporal
 git config user.email fork@sandbox-temporal.invalid
 git config gc.auto 0
 git reset -q --hard
-git update-index -q --refresh
 rm -f "$BUNDLE" .git/FETCH_HEAD`
+
+// settleScript leaves an index that git need not look behind. A file that was
+// written in the same second as the index is read again by every status, and
+// the index is written again then, in every fork.
+const settleScript = `git update-index -q --refresh
+now=$(date +%s); while [ "$(date +%s)" = "$now" ]; do sleep 0.05; done
+git update-index -q --force-write-index
+true`
 
 // unpack puts the base commit into an empty workspace.
 func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.Reader, commit, branch string) error {
@@ -162,21 +227,46 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 }
 
 func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, limits fork.Limits, env []string) error {
+	const op = "setup"
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
-	stdout, stderr, exit, err := sandbox.Output(limited, sb, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", line}, Env: env}, fork.MaxText)
-	if limited.Err() != nil && ctx.Err() == nil {
-		return fault.New("setup", fault.Timeout, "--setup did not end within %s", setupTime)
+	// Both outputs are one log, in the order in which they were written.
+	proc, err := sb.Start(limited, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", `exec /bin/sh -c "$1" 2>&1`, "setup", line}, Env: env})
+	if err != nil {
+		return err
 	}
+	exit, err := proc.Wait(limited)
+	late := limited.Err() != nil && ctx.Err() == nil
 	if err == nil {
-		err = limitFault("setup", exit, limits)
+		err = limitFault(op, exit, limits)
 	}
-	if err == nil && exit.Code != 0 {
-		return fault.New("setup", fault.Invalid, "--setup ended with status %d: %s", exit.Code, lastLines(stderr, stdout)).
-			Hinted("The command runs in %s of a sandbox that reaches only what --egress names.", sandbox.Workspace)
+	if err != nil && !late || err == nil && exit.Code == 0 {
+		return err
 	}
-	return err
+	log, logErr := sandbox.Tail(ctx, proc, sandbox.Stdout, fork.MaxText)
+	if logErr != nil {
+		return fault.Wrap(op, logErr)
+	}
+	if late {
+		return fault.New(op, fault.Timeout, "--setup did not end within %s; the end of its log:\n%s", setupTime, lastLines(log))
+	}
+	if a.full(ctx, sb) {
+		return fault.New(op, fault.Full, "--setup ended with status %d; the end of its log:\n%s", exit.Code, lastLines(log)).Hinted(fullHint)
+	}
+	return fault.New(op, fault.Invalid, "--setup ended with status %d; the end of its log:\n%s", exit.Code, lastLines(log)).
+		Hinted("The command runs in %s of a sandbox that reaches only what --egress names.", sandbox.Workspace)
 }
+
+const fullHint = "There is no room left for the sandbox; free some space on the disk of the worker's state folder."
+
+// full reports whether the sandbox has no room for a megabyte.
+func (a *Activities) full(ctx context.Context, sb sandbox.Sandbox) bool {
+	err := a.script(ctx, sb, "room", `head -c 1048576 /dev/zero > "$HOME/.room" || st=28; rm -f "$HOME/.room"; exit ${st:-0}`)
+	return fault.KindOf(err) == fault.Full
+}
+
+// statusFull is what scripts of ours end with when there is no room.
+const statusFull = 28
 
 // script runs a shell script of ours to its end; what it prints is only shown
 // when it fails.
@@ -184,6 +274,9 @@ func (a *Activities) script(ctx context.Context, sb sandbox.Sandbox, id, text st
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, id, sandbox.Cmd{Args: []string{"/bin/sh", "-c", text}, Env: env}, fork.MaxText)
 	if err == nil {
 		err = limitFault(id, exit, fork.Limits{})
+	}
+	if err == nil && exit.Code == statusFull {
+		return fault.New(id, fault.Full, "no space is left on the disk: %s", lastLines(stderr, stdout)).Hinted(fullHint)
 	}
 	if err == nil && exit.Code != 0 {
 		return fault.New(id, fault.Internal, "status %d: %s", exit.Code, lastLines(stderr, stdout))
@@ -196,8 +289,13 @@ func (a *Activities) script(ctx context.Context, sb sandbox.Sandbox, id, text st
 func lastLines(outputs ...[]byte) string {
 	for _, out := range outputs {
 		s := strings.TrimSpace(agent.Clean(string(out)))
-		if len(s) > 1000 {
-			s = "…" + strings.ToValidUTF8(s[len(s)-1000:], "")
+		const most = 2000
+		if len(s) > most {
+			s = s[len(s)-most:]
+			if _, rest, ok := strings.Cut(s, "\n"); ok {
+				s = rest // from the beginning of a line
+			}
+			s = "…\n" + strings.ToValidUTF8(s, "")
 		}
 		if s != "" {
 			return s

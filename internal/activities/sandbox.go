@@ -210,10 +210,11 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 // belongs to no open run.
 func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.FindOrphanedSandboxesInput) (orchestrator.FindOrphanedSandboxesOutput, error) {
 	defer beat(ctx, phase("scan"))()
+	a.pruneBases(ctx)
 	out := orchestrator.FindOrphanedSandboxesOutput{Orphans: []orchestrator.CleanupSandboxInput{}}
 	open := map[string]bool{}
 	for _, name := range a.Providers.Names() {
-		infos, err := a.Providers[name].List(ctx, map[string]string{sandbox.LabelDeployment: a.Deployment, sandbox.LabelNamespace: a.Namespace})
+		infos, err := a.Providers[name].List(ctx, a.ours())
 		if err != nil {
 			return out, fault.Wrap("list sandboxes of "+name, err)
 		}

@@ -124,6 +124,11 @@ type Runs interface {
 	// CancelFork ends one fork and returns when it has ended.
 	CancelFork(ctx context.Context, run string, num int) error
 
+	// Prepare makes the base that forks of the plan start from and returns
+	// when it is there. When ctx is done before, it goes on. A second call
+	// with the same id follows the first.
+	Prepare(ctx context.Context, id string, plan fork.Plan) (orchestrator.Base, error)
+
 	// List returns the newest runs, at most limit, newest first.
 	List(ctx context.Context, limit int) ([]orchestrator.RunInfo, error)
 

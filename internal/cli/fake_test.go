@@ -36,8 +36,9 @@ type memory struct {
 	asked   int // how often progress was asked for
 	report  fork.Report
 	infos   []orchestrator.RunInfo
-	done    []string // what was asked to be done
-	failure error    // of everything but Start
+	base    orchestrator.Base // what Prepare makes
+	done    []string          // what was asked to be done
+	failure error             // of everything but Start
 	closed  int
 	pause   [2]time.Duration
 	cleanup bool
@@ -204,6 +205,13 @@ func (m *memory) List(_ context.Context, limit int) ([]orchestrator.RunInfo, err
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.infos[:min(limit, len(m.infos))], m.failure
+}
+
+func (m *memory) Prepare(_ context.Context, id string, plan fork.Plan) (orchestrator.Base, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.plans[id] = plan
+	return m.base, m.failure
 }
 
 func (m *memory) StartCleanup(_ context.Context, interval, maxAge time.Duration) error {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -81,11 +82,21 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("on-budget", "stop", "`WHAT` a fork does when no budget covers its next call: stop, or pause until there is more money; see: budget")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
+	sandboxFlags(fs, &f.agentPath)
+	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
+	outputFlag(cmd, &f.output)
+	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget")...)
+	completeFlags(cmd, env)
+	return cmd
+}
+
+// sandboxFlags adds the flags that say in what a base is made and forks work.
+func sandboxFlags(fs *pflag.FlagSet, agentPath *string) {
 	fs.String("provider", "local", "the `PROVIDER` that makes the sandboxes; see: providers")
 	fs.String("isolation", "", "the `TIER` that sets a local sandbox apart: "+strings.Join(tierNames(), ", ")+"; without this flag, "+tiers[0].name)
 	fs.String("agent", "claude", "the `AGENT` that does the work: "+strings.Join(agentNames(), ", "))
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
-	fs.StringVar(&f.agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
+	fs.StringVar(agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
 	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
@@ -93,11 +104,12 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("cpus", "auto", "let each sandbox use at most `N` cores, as 1.5; local gives what nobody else wants")
 	fs.String("processes", "auto", "let each sandbox have at most `N` processes and threads; local gives 2048")
 	fs.String("disk", "auto", "let each sandbox write at most `SIZE` to disk, as 20GiB; local gives 10GiB")
-	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
-	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings("forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk")
-	completeFlags(cmd, env)
-	return cmd
+}
+
+// sandboxSettings are those of sandboxFlags that the configuration file can
+// set too.
+func sandboxSettings() []string {
+	return []string{"provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk"}
 }
 
 // agentNames are the words that --agent takes.
@@ -130,15 +142,13 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	if set.OnBudget != fork.OnBudgetStop { // which a plan need not say
 		plan.OnBudget = set.OnBudget
 	}
-	if cmd.Flags().Changed("branch") {
-		if plan.Branch = strings.TrimPrefix(f.branch, "refs/heads/"); !validBranch(plan.Branch) {
-			return opts, usage("Give the name of a branch as \"git branch\" lists it.", "%q cannot be the name of a branch", f.branch)
-		}
+	var err error
+	if plan.Branch, err = branchFlag(cmd, f.branch); err != nil {
+		return opts, err
 	}
 	if len(f.name) > 100 || flat(f.name) != f.name {
 		return opts, usage("Use one line of at most 100 bytes.", "--name: %q", fork.Cut(f.name, 120))
 	}
-	var err error
 	if plan.Prompt, err = readPrompt(env, f.prompt); err != nil {
 		return opts, err
 	}
@@ -162,8 +172,35 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	return opts, err
 }
 
+// branchFlag returns the branch that --branch names, "" when it was not given.
+func branchFlag(cmd *cobra.Command, value string) (string, error) {
+	if !cmd.Flags().Changed("branch") {
+		return "", nil
+	}
+	branch := strings.TrimPrefix(value, "refs/heads/")
+	if !validBranch(branch) {
+		return "", usage("Give the name of a branch as \"git branch\" lists it.", "%q cannot be the name of a branch", value)
+	}
+	return branch, nil
+}
+
 // known checks the words of the plan that must be known to this program.
 func known(env *Env, plan fork.Plan) error {
+	if err := knownPlace(env, plan); err != nil {
+		return err
+	}
+	prices, err := loadPrices(env.Globals.Config)
+	if err != nil {
+		return err
+	}
+	if _, ok := prices.Resolve(plan.Model); !ok {
+		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
+	}
+	return nil
+}
+
+// knownPlace is known without the model.
+func knownPlace(env *Env, plan fork.Plan) error {
 	if _, err := agent.ByName(plan.Agent); err != nil {
 		return err
 	}
@@ -178,13 +215,6 @@ func known(env *Env, plan fork.Plan) error {
 	}
 	if _, err := egress.ParsePolicy(plan.Egress, plan.Repo); err != nil {
 		return fault.Wrap("--egress", err)
-	}
-	prices, err := loadPrices(env.Globals.Config)
-	if err != nil {
-		return err
-	}
-	if _, ok := prices.Resolve(plan.Model); !ok {
-		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
 	}
 	return nil
 }
@@ -290,10 +320,12 @@ func badTarget(dst string) string {
 
 // newRunID makes the id of a run: 32 random bits after the prefix, which a
 // person can still type.
-func newRunID() string {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
-	return fork.RunPrefix + hex.EncodeToString(b[:])
+func newRunID() string { return fork.RunPrefix + randomHex(4) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails, see crypto/rand
+	return hex.EncodeToString(b)
 }
 
 func runFork(ctx context.Context, env *Env, opts forkOptions) error {

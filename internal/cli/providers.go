@@ -60,7 +60,7 @@ func runProviders(_ context.Context, env *Env, opts providersOptions) error {
 	for _, name := range set.Names() {
 		p := set[name]
 		_, bound := sandbox.As[sandbox.HostBound](p)
-		_, snaps := sandbox.As[sandbox.Snapshotter](p)
+		_, snaps := sandbox.As[sandbox.Freezer](p)
 		_, pauses := sandbox.As[sandbox.Pauser](p)
 		_, terminals := sandbox.As[sandbox.Terminaler](p)
 		_, ports := sandbox.As[sandbox.PortDialer](p)

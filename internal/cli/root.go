@@ -84,9 +84,9 @@ See "` + program + ` help exit-codes" for those of the commands.`,
 	cmd.PersistentPreRunE = env.configure
 
 	cmd.AddCommand(
-		newFork(env, nil), newStatus(env, nil), newList(env, nil), newCancel(env, nil), newPause(env, nil), newResume(env, nil), newBudget(env),
+		newFork(env, nil), newPrepare(env, nil), newStatus(env, nil), newList(env, nil), newCancel(env, nil), newPause(env, nil), newResume(env, nil), newBudget(env),
 		newLogs(env, nil), newDiff(env, nil), newApply(env, nil), newSpending(env, nil), newAttach(env, nil), newForward(env, nil),
-		newCleanup(env, nil), newStopCleanup(env, nil), newDoctor(env, nil), newProviders(env, nil), newPrices(env, nil),
+		newCleanup(env, nil), newStopCleanup(env, nil), newDoctor(env, nil), newProviders(env, nil), newBases(env), newPrices(env, nil),
 		newConfig(env), newVersion(env, nil),
 		topicExitCodes(), topicEnvironment(),
 	)

@@ -109,6 +109,9 @@ func Branch(run string, num int) string { return fmt.Sprintf("sandbox/%s/%d", ru
 // RunPrefix begins the id of every run.
 const RunPrefix = "sandbox-orch-"
 
+// PreparePrefix begins the id of every preparation of a base ahead of runs.
+const PreparePrefix = "sandbox-prep-"
+
 // ParseID splits "<run>" or "<run>/<n>". The number is 0 when s names a whole
 // run; ok is false when s is neither.
 func ParseID(s string) (run string, num int, ok bool) {

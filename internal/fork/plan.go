@@ -8,15 +8,30 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
-// Validate says what is wrong with the plan, as a fault of kind Invalid with
-// a hint, or returns nil.
-func (p Plan) Validate() error {
-	bad := func(hint, format string, args ...any) error {
-		return fault.New("plan", fault.Invalid, format, args...).Hinted("%s", hint)
-	}
+func bad(hint, format string, args ...any) error {
+	return fault.New("plan", fault.Invalid, format, args...).Hinted("%s", hint)
+}
+
+// ValidateBase is Validate of the part of a plan that a base is made from.
+func (p Plan) ValidateBase() error {
 	switch {
 	case p.Repo == "":
 		return bad("Name a git URL or a local path.", "no repository given")
+	case p.Provider == "":
+		return bad("Use --provider local.", "no provider given")
+	case p.Agent == "":
+		return bad("Use --agent claude.", "no agent given")
+	}
+	return nil
+}
+
+// Validate says what is wrong with the plan, as a fault of kind Invalid with
+// a hint, or returns nil.
+func (p Plan) Validate() error {
+	if err := p.ValidateBase(); err != nil {
+		return err
+	}
+	switch {
 	case strings.TrimSpace(p.Prompt) == "":
 		return bad("Say what the agents shall do: --prompt TEXT, --prompt @file, or --prompt - for standard input.", "the prompt is empty")
 	case len(p.Prompt) > MaxPrompt:
@@ -37,10 +52,6 @@ func (p Plan) Validate() error {
 		return bad("Use --budget-per-fork with an amount above 0.", "a budget of %s for each fork asked for", p.BudgetPerFork)
 	case p.OnBudget != "" && p.OnBudget != OnBudgetStop && p.OnBudget != OnBudgetPause:
 		return bad("Use --on-budget stop or --on-budget pause.", "%q is nothing to do when a budget is used up", p.OnBudget)
-	case p.Provider == "":
-		return bad("Use --provider local.", "no provider given")
-	case p.Agent == "":
-		return bad("Use --agent claude.", "no agent given")
 	case p.Agent == "command" && strings.TrimSpace(p.AgentCommand) == "":
 		return bad("Say which program it is: --agent-command 'my-agent {prompt}'.", "the agent \"command\" has no command")
 	case p.Agent != "command" && p.AgentCommand != "":

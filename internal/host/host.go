@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -232,6 +233,9 @@ func (h *Host) serveMetrics() (*metrics.Metrics, error) {
 
 // open reports whether the run may still use its sandboxes.
 func (h *Host) open(ctx context.Context, run string) (bool, error) {
+	if strings.HasPrefix(run, fork.PreparePrefix) {
+		return orchestrator.Preparing(ctx, h.o.Temporal, run)
+	}
 	d, err := h.o.Temporal.DescribeWorkflowExecution(ctx, run, "")
 	var gone *serviceerror.NotFound
 	if errors.As(err, &gone) {

@@ -87,12 +87,14 @@ type (
 	}
 	// Base is what all forks of a run start from.
 	Base struct {
-		Queue     string `json:"queue"`      // where the run's other activities wait
-		Commit    string `json:"commit"`     // the full id of the base commit
-		Branch    string `json:"branch"`     // the branch it was taken from
-		PromptKey string `json:"prompt_key"` // where the artifact store holds the prompt
-		Frozen    string `json:"frozen"`     // the provider's frozen base; empty: every fork unpacks Bundle
-		Bundle    string `json:"bundle"`     // where the artifact store holds the commit; empty when Frozen is set
+		Queue     string `json:"queue"`           // where the run's other activities wait
+		Commit    string `json:"commit"`          // the full id of the base commit
+		Branch    string `json:"branch"`          // the branch it was taken from
+		PromptKey string `json:"prompt_key"`      // where the artifact store holds the prompt
+		Frozen    string `json:"frozen"`          // the provider's frozen base; empty: every fork unpacks Bundle
+		Bundle    string `json:"bundle"`          // where the artifact store holds the commit; empty when Frozen is set
+		Bytes     int64  `json:"bytes,omitempty"` // of Frozen, on the disk
+		Made      bool   `json:"made,omitempty"`  // Frozen was not there already
 	}
 	// CreateSandboxInput asks for a sandbox that holds the base.
 	CreateSandboxInput struct {

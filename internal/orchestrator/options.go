@@ -67,10 +67,7 @@ func following(left time.Duration) policy {
 // for as long as the policy's total allows. An error that the activity
 // returned is counted here.
 func attempt[In, Out any](ctx workflow.Context, p policy, a Activity[In, Out], in In) (Out, error) {
-	onDeath := &temporal.RetryPolicy{
-		InitialInterval: 500 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second,
-		NonRetryableErrorTypes: []string{"PanicError"}, // a bug does not go away
-	}
+	onDeath := deathPolicy()
 	if p.local {
 		onDeath.MaximumAttempts = 3
 		ctx = workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{
@@ -95,6 +92,14 @@ func attempt[In, Out any](ctx workflow.Context, p policy, a Activity[In, Out], i
 		if n >= p.most || !fault.KindOf(err).Retryable() || !retryWait(ctx, p.retries, n) {
 			return out, err
 		}
+	}
+}
+
+// deathPolicy is Temporal's part in trying again: when a worker has died.
+func deathPolicy() *temporal.RetryPolicy {
+	return &temporal.RetryPolicy{
+		InitialInterval: 500 * time.Millisecond, BackoffCoefficient: 2, MaximumInterval: 10 * time.Second,
+		NonRetryableErrorTypes: []string{"PanicError"}, // a bug does not go away
 	}
 }
 

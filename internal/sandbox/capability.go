@@ -13,9 +13,9 @@ type HostBound interface {
 	HostBound()
 }
 
-// Snapshotter is implemented by providers that can freeze a prepared sandbox
-// and start others from it.
-type Snapshotter interface {
+// Freezer is implemented by providers that can freeze a prepared sandbox and
+// start others from it.
+type Freezer interface {
 	// Base returns nil when a base is stored under key, whole and unharmed,
 	// and fault.NotFound when there is none.
 	Base(ctx context.Context, key string) error
@@ -24,6 +24,38 @@ type Snapshotter interface {
 	// sandbox is used up by it and must be destroyed. When the base is there
 	// already, that one stays.
 	Freeze(ctx context.Context, ref Ref, key string) error
+}
+
+// Snapshotter is implemented by providers that can make a base of a sandbox
+// that runs on, and keep account of their bases.
+type Snapshotter interface {
+	Freezer
+
+	// Snapshot stores the files of the sandbox as they stand at one moment,
+	// as the base named key, and lets the sandbox live on: its processes are
+	// held while it is done and notice nothing. When the base is there
+	// already, that one stays.
+	Snapshot(ctx context.Context, ref Ref, key string) error
+
+	// Bases returns what is stored, whole or not.
+	Bases(ctx context.Context) ([]BaseInfo, error)
+
+	// RemoveBase frees the base named key. It fails with fault.Conflict while
+	// a sandbox or another base stands on it. What is already gone is no
+	// error.
+	RemoveBase(ctx context.Context, key string) error
+}
+
+// BaseInfo is what Bases says of a base.
+type BaseInfo struct {
+	Key     string
+	Labels  map[string]string // of the sandbox that it was made from
+	Created time.Time
+	Used    time.Time // when a sandbox was last started from it; zero: never
+	Bytes   int64     // on the disk, without the bases below it
+	Layers  int       // how many bases it consists of, with itself
+	Users   int       // sandboxes and bases that stand on it now
+	Damaged bool      // it cannot be started from and may be removed
 }
 
 // Pauser is implemented by providers that can hold a sandbox still.

@@ -42,3 +42,47 @@ func ReadAll(ctx context.Context, p Process, stream Stream, limit int) ([]byte, 
 	}
 	return buf, nil
 }
+
+// Tail reads the end of what is there of a stream, at most limit bytes. The
+// stream has no length to ask for: its end is looked for.
+func Tail(ctx context.Context, p Process, stream Stream, limit int) ([]byte, error) {
+	has := func(size int64) (bool, error) {
+		if size == 0 {
+			return true, nil
+		}
+		n, err := p.ReadAt(ctx, stream, make([]byte, 1), size-1)
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return n == 1, err
+	}
+	var least, most int64 = 0, int64(max(limit, 1))
+	for {
+		ok, err := has(most)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			break
+		}
+		least, most = most, 2*most
+	}
+	for least+1 < most {
+		middle := least + (most-least)/2
+		ok, err := has(middle)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			least = middle
+		} else {
+			most = middle
+		}
+	}
+	buf := make([]byte, min(int64(limit), least))
+	n, err := p.ReadAt(ctx, stream, buf, least-int64(len(buf)))
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return buf[:n], err
+}

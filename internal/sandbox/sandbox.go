@@ -194,6 +194,13 @@ const (
 	LabelExpires    = "expires" // RFC 3339
 )
 
+// Labels of a sandbox that becomes a base, and so of the base.
+const (
+	LabelRepository = "repository" // a URL, or a path of the worker's host
+	LabelBranch     = "branch"
+	LabelCommit     = "commit"
+)
+
 // HasLabels reports whether have holds every one of the labels wanted: how a
 // List chooses.
 func HasLabels(have, want map[string]string) bool {

@@ -80,6 +80,10 @@ var Checks = []Check{
 	{"sandboxes start from a base and do not see each other's writes", freeze},
 	{"the base that is there first stays", freezeTwice},
 	{"a base can be made on a base", freezeOnBase},
+	{"a snapshot holds the files of one moment, and its sandbox goes on", snapshot},
+	{"a snapshot can be made on a base", snapshotOnBase},
+	{"bases are listed with what is known of them", listBases},
+	{"a base is removed when nobody stands on it, and not before", removeBase},
 
 	{"a paused sandbox stands still, and goes on from there", pauseStandsStill},
 	{"a paused sandbox can be read, attached to and destroyed", pausedWorks},

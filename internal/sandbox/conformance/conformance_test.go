@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,9 @@ type broken struct {
 	list    func(ctx context.Context, labels map[string]string) ([]sandbox.Info, error)
 	base    func(ctx context.Context, key string) error
 	freeze  func(ctx context.Context, ref sandbox.Ref, key string) error
+	snap    func(ctx context.Context, ref sandbox.Ref, key string) error
+	bases   func(ctx context.Context) ([]sandbox.BaseInfo, error)
+	remove  func(ctx context.Context, key string) error
 	pause   func(ctx context.Context, ref sandbox.Ref) error
 	open    func(ctx context.Context, ref sandbox.Ref, cmd sandbox.Cmd, size sandbox.TerminalSize) (sandbox.Terminal, error)
 	dial    func(ctx context.Context, ref sandbox.Ref, port int) (sandbox.Conn, error)
@@ -86,6 +90,40 @@ func (b *broken) Freeze(ctx context.Context, ref sandbox.Ref, key string) error 
 		return b.freeze(ctx, ref, key)
 	}
 	return b.Provider.Freeze(ctx, ref, key)
+}
+
+func (b *broken) Snapshot(ctx context.Context, ref sandbox.Ref, key string) error {
+	if b.snap != nil {
+		return b.snap(ctx, ref, key)
+	}
+	return b.Provider.Snapshot(ctx, ref, key)
+}
+
+func (b *broken) Bases(ctx context.Context) ([]sandbox.BaseInfo, error) {
+	if b.bases != nil {
+		return b.bases(ctx)
+	}
+	return b.Provider.Bases(ctx)
+}
+
+func (b *broken) RemoveBase(ctx context.Context, key string) error {
+	if b.remove != nil {
+		return b.remove(ctx, key)
+	}
+	return b.Provider.RemoveBase(ctx, key)
+}
+
+// onBases breaks every line of the list.
+func onBases(f func(i *sandbox.BaseInfo)) func(*broken) {
+	return func(b *broken) {
+		b.bases = func(ctx context.Context) ([]sandbox.BaseInfo, error) {
+			infos, err := b.Provider.Bases(ctx)
+			for i := range infos {
+				f(&infos[i])
+			}
+			return infos, err
+		}
+	}
 }
 
 func (b *broken) Pause(ctx context.Context, ref sandbox.Ref) error {
@@ -569,6 +607,41 @@ func TestEveryBrokenPromiseIsCaught(t *testing.T) {
 				s.Base = ""
 			}
 		})},
+		{"uses the sandbox up", "a snapshot holds the files of one moment, and its sandbox goes on", func(b *broken) {
+			b.snap = b.Provider.Freeze
+		}},
+		{"holds nobody", "a snapshot holds the files of one moment, and its sandbox goes on", func(b *broken) {
+			b.snap = func(ctx context.Context, ref sandbox.Ref, key string) error { return copySlowly(ctx, b, ref, key) }
+		}},
+		{"snapshots an empty sandbox", "a snapshot holds the files of one moment, and its sandbox goes on", func(b *broken) {
+			b.snap = func(ctx context.Context, _ sandbox.Ref, key string) error {
+				return empty(ctx, b, key)
+			}
+		}},
+		{"snapshots what was changed only", "a snapshot can be made on a base", func(b *broken) {
+			b.snap = func(ctx context.Context, _ sandbox.Ref, key string) error { return empty(ctx, b, key) }
+		}},
+		{"forgets the labels of a base", "bases are listed with what is known of them", onBases(func(i *sandbox.BaseInfo) { i.Labels = nil })},
+		{"never measured a base", "bases are listed with what is known of them", onBases(func(i *sandbox.BaseInfo) { i.Bytes = 0 })},
+		{"forgets who uses a base", "bases are listed with what is known of them", onBases(func(i *sandbox.BaseInfo) { i.Users = 0 })},
+		{"forgets when a base was used", "bases are listed with what is known of them", onBases(func(i *sandbox.BaseInfo) { i.Used = time.Time{} })},
+		{"lists no bases", "bases are listed with what is known of them", func(b *broken) {
+			b.bases = func(context.Context) ([]sandbox.BaseInfo, error) { return nil, nil }
+		}},
+		{"removes no base", "a base is removed when nobody stands on it, and not before", func(b *broken) {
+			b.remove = func(context.Context, string) error { return nil }
+		}},
+		{"does not say why a base stays", "a base is removed when nobody stands on it, and not before", func(b *broken) {
+			b.remove = func(ctx context.Context, key string) error { return kindless(b.Provider.RemoveBase(ctx, key)) }
+		}},
+		{"removes a base once only", "a base is removed when nobody stands on it, and not before", func(b *broken) {
+			b.remove = func(ctx context.Context, key string) error {
+				if err := b.Provider.Base(ctx, key); err != nil {
+					return err
+				}
+				return b.Provider.RemoveBase(ctx, key)
+			}
+		}},
 
 		{"does not pause", "a paused sandbox stands still, and goes on from there", func(b *broken) {
 			b.pause = func(context.Context, sandbox.Ref) error { return nil }
@@ -757,6 +830,59 @@ func errorless(ref sandbox.Ref, err error) sandbox.Ref {
 		panic(err)
 	}
 	return ref
+}
+
+// empty stores an empty base.
+func empty(ctx context.Context, b *broken, key string) error {
+	ref, err := b.Provider.Create(ctx, sandbox.Spec{Key: key + "-empty", Deadline: time.Now().Add(time.Minute)})
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.Provider.Freeze(ctx, ref, key), b.Provider.Destroy(ctx, ref))
+}
+
+// copySlowly stores a base of two files that are not of one moment.
+func copySlowly(ctx context.Context, b *broken, ref sandbox.Ref, key string) error {
+	if b.Provider.Base(ctx, key) == nil {
+		return nil
+	}
+	from, err := b.Provider.Attach(ctx, ref)
+	if err != nil {
+		return err
+	}
+	made, err := b.Provider.Create(ctx, sandbox.Spec{Key: key + "-slow", Deadline: time.Now().Add(time.Minute)})
+	if err != nil {
+		return err
+	}
+	to, err := b.Provider.Attach(ctx, made)
+	if err != nil {
+		return err
+	}
+	read := func(name string) (n int, err error) {
+		r, err := from.Download(ctx, sandbox.Workspace+"/"+name)
+		if err != nil {
+			return 0, err
+		}
+		defer r.Close()
+		_, err = fmt.Fscan(r, &n)
+		return n, err
+	}
+	a, err := read("a")
+	if err != nil {
+		return err
+	}
+	var later int
+	for later < a+2 { // as a copy of many files comes to the second one late
+		if later, err = read("b"); err != nil {
+			return err
+		}
+	}
+	for name, n := range map[string]int{"a": a, "b": later} {
+		if err := to.Upload(ctx, sandbox.Workspace+"/"+name, strings.NewReader(strconv.Itoa(n))); err != nil {
+			return err
+		}
+	}
+	return errors.Join(b.Provider.Freeze(ctx, made, key), b.Provider.Destroy(ctx, made))
 }
 
 func forgetIDs(b *broken) {

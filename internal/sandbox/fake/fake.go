@@ -50,12 +50,17 @@ type Provider struct {
 	mu    sync.Mutex
 	made  int             // how many sandboxes ever were
 	boxes map[string]*box // by key; also those being made
+	bases map[string]base // by key
+
+	storing sync.Mutex // held while a base is made
 }
 
 // New returns a provider that keeps its files in dir, which must exist. Who
 // destroys its sandboxes, or calls [Provider.Close], finds dir empty again but
 // for bases.
-func New(dir string) *Provider { return &Provider{dir: dir, boxes: map[string]*box{}} }
+func New(dir string) *Provider {
+	return &Provider{dir: dir, boxes: map[string]*box{}, bases: map[string]base{}}
+}
 
 // Name returns [ProviderName].
 func (p *Provider) Name() string { return ProviderName }
@@ -104,8 +109,12 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 	p.boxes[spec.Key] = b
 	p.mu.Unlock()
 	defer close(b.made)
-	if err := b.open(ctx, p.basePath(spec.Base)); err != nil {
-		b.err = fault.Wrap(op, err)
+	err := p.useBase(op, spec.Base)
+	if err == nil {
+		err = fault.Wrap(op, b.open(ctx, p.basePath(spec.Base)))
+	}
+	if err != nil {
+		b.err = err
 		return sandbox.Ref{}, errors.Join(b.err, p.end(ctx, b))
 	}
 	b.timer = time.AfterFunc(time.Until(spec.Deadline), func() {
@@ -196,66 +205,6 @@ func (p *Provider) List(_ context.Context, labels map[string]string) ([]sandbox.
 		infos = append(infos, sandbox.Info{Ref: b.ref, Labels: maps.Clone(b.spec.Labels), Created: b.created, Paused: b.isPaused()})
 	}
 	return infos, nil
-}
-
-// basePath returns the folder of a base, or "" for the key "".
-func (p *Provider) basePath(key string) string {
-	if key == "" {
-		return ""
-	}
-	return filepath.Join(p.dir, "base-"+key)
-}
-
-// Base looks for the folder of the base, which gets its name last of all.
-func (p *Provider) Base(_ context.Context, key string) error {
-	const op = "fake: look up base"
-	if !sandbox.ValidID(key) {
-		return fault.New(op, fault.Invalid, "%q is not a key of a base", key)
-	}
-	return baseFault(op, key, p.basePath(key))
-}
-
-func baseFault(op, key, path string) error {
-	if _, err := os.Lstat(path); err != nil {
-		return fault.New(op, fault.NotFound, "no base %q: %w", key, err)
-	}
-	return nil
-}
-
-// Freeze kills what runs in the sandbox and moves its files away.
-func (p *Provider) Freeze(ctx context.Context, ref sandbox.Ref, key string) error {
-	const op = "fake: freeze sandbox"
-	if p.Base(ctx, key) == nil {
-		return nil
-	}
-	if !sandbox.ValidID(key) {
-		return fault.New(op, fault.Invalid, "%q is not a key of a base", key)
-	}
-	b, err := p.find(op, ref)
-	if err != nil {
-		return err
-	}
-	if b == nil {
-		return fault.New(op, fault.NotFound, "sandbox %q is gone", ref.ID)
-	}
-	b.ending.Lock()
-	defer b.ending.Unlock()
-	if b.isOver() {
-		return fault.New(op, fault.NotFound, "sandbox %q is gone", ref.ID)
-	}
-	b.markFrozen()
-	if err := b.kill(ctx); err != nil {
-		return fault.Wrap(op, err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.Base(ctx, key) == nil {
-		return nil
-	}
-	if err := os.Rename(b.root(), p.basePath(key)); err != nil {
-		return fault.New(op, fault.Conflict, "the sandbox was frozen before: %w", err)
-	}
-	return nil
 }
 
 // copyTree copies a file or a folder as it is, links and times included.

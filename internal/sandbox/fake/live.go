@@ -31,6 +31,15 @@ func (p *Provider) Pause(ctx context.Context, ref sandbox.Ref) error {
 	if err := b.usable(op); err != nil {
 		return err
 	}
+	if err := b.halt(ctx); err != nil {
+		return fault.Wrap(op, err)
+	}
+	b.paused = true
+	return nil
+}
+
+// halt stops every process. The caller holds mu, so that none is started.
+func (b *box) halt(ctx context.Context) error {
 	for step := time.Millisecond; ; step = min(2*step, 50*time.Millisecond) {
 		// The mark finds also those that left their group.
 		moving := false
@@ -39,14 +48,13 @@ func (p *Provider) Pause(ctx context.Context, ref sandbox.Ref) error {
 			moving = moving || !standsStill(pid)
 		}
 		if !moving {
-			b.paused = true
 			return nil
 		}
 		select {
 		case <-time.After(step):
 		case <-ctx.Done():
 			b.wake()
-			return fault.New(op, fault.Cancelled, "%w", context.Cause(ctx))
+			return fault.New("", fault.Cancelled, "%w", context.Cause(ctx))
 		}
 	}
 }

@@ -69,9 +69,6 @@ func (b *box) open(ctx context.Context, base string) error {
 		return err
 	}
 	if base != "" {
-		if err := baseFault("copy base", b.spec.Base, base); err != nil {
-			return err
-		}
 		if err := copyTree(ctx, base, b.root()); err != nil {
 			return err
 		}

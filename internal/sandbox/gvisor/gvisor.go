@@ -87,10 +87,10 @@ type Provider struct {
 }
 
 var (
-	_ sandbox.Provider    = (*Provider)(nil)
-	_ sandbox.HostBound   = (*Provider)(nil)
-	_ sandbox.Snapshotter = (*Provider)(nil)
-	_ sandbox.LiveForker  = (*Provider)(nil)
+	_ sandbox.Provider   = (*Provider)(nil)
+	_ sandbox.HostBound  = (*Provider)(nil)
+	_ sandbox.Freezer    = (*Provider)(nil)
+	_ sandbox.LiveForker = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first

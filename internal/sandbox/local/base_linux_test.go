@@ -44,31 +44,6 @@ func TestAForkKeepsWhatAGitIndexRemembers(t *testing.T) {
 	}
 }
 
-func TestBasesStackDeep(t *testing.T) {
-	p := newProvider(t)
-	below := ""
-	const depth = 18 // more than fit into one mount option
-	for i := range depth {
-		s := testSpec(fmt.Sprintf("s-%d", i))
-		s.Base = below
-		ref, sb := newSandbox(t, p, s)
-		script(t, sb, "add", fmt.Sprintf("echo %d > f%d; echo %d > last", i, i, i))
-		below = fmt.Sprintf("b-%d", i)
-		if err := p.Freeze(t.Context(), ref, below); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.Destroy(t.Context(), ref); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := testSpec("top")
-	s.Base = below
-	_, sb := newSandbox(t, p, s)
-	if out := script(t, sb, "count", "ls f* | wc -l; cat last"); out != fmt.Sprintf("%d\n%d", depth, depth-1) {
-		t.Error(out)
-	}
-}
-
 func TestADamagedBaseIsNoBase(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"no description": func(b string) error { return os.Remove(filepath.Join(b, baseFile)) },

@@ -35,6 +35,9 @@ func Check(ctx context.Context, o Options) []Finding {
 	o.Dir = dir
 	defer func() { _ = os.RemoveAll(dir) }() // empty but for folders and locks of ours
 	p := New(o)
+	if !note("file system", "sandboxes can live on it", p.openState("look at state folder", currentIdentity())) {
+		return found
+	}
 	who := "agents run as the worker's own uid, in a user namespace of that one id"
 	if id := currentIdentity(); id.Root {
 		who = "agents run as an id that owns nothing on the host"
@@ -65,7 +68,7 @@ func (p *Provider) try(ctx context.Context, base string) (err error) {
 			return err
 		}
 		defer func() {
-			if removeErr := removeTree(basePath(p.dir, base), ""); err == nil {
+			if removeErr := p.RemoveBase(context.WithoutCancel(ctx), base); err == nil {
 				err = removeErr
 			}
 		}()

@@ -37,8 +37,9 @@ const (
 	opWait     = "wait"    // the same, when it has ended
 	opDeadline = "deadline"
 	opFreeze   = "freeze"
-	opUsage    = "usage"   // what the sandbox uses; init is asked the same
-	opDestroy  = "destroy" // answered when everything but the supervisor itself is gone
+	opSnapshot = "snapshot" // called off when the worker goes away
+	opUsage    = "usage"    // what the sandbox uses; init is asked the same
+	opDestroy  = "destroy"  // answered when everything but the supervisor itself is gone
 	opPause    = "pause"
 	opResume   = "resume"
 	opTerminal = "terminal" // its outer end comes with the answer

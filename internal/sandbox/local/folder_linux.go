@@ -37,7 +37,7 @@ const (
 	pausedFile = "paused" // there while the sandbox is paused
 	fsDir      = "fs"
 	workDir    = "work"
-	stageDir   = "base" // a base before it has its name
+	stageDir   = "base" // a base before it has its name; one that is copied has an instance behind it
 )
 
 // keyName turns a key, which may be "..", into a file name.
@@ -75,12 +75,17 @@ func fileFault(op string, err error) error {
 func (p *Provider) lockKey(ctx context.Context, key string, wait bool) (*os.File, error) {
 	h := fnv.New32a()
 	h.Write([]byte(key))
-	name := filepath.Join(p.dir, locksDir, fmt.Sprintf("%02x", h.Sum32()%64))
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	return lockFile(ctx, p.dir, fmt.Sprintf("%02x", h.Sum32()%64), unix.LOCK_EX, wait)
+}
+
+// lockFile takes the lock of a file in locksDir. It is let go when the file is
+// closed.
+func lockFile(ctx context.Context, dir, name string, how int, wait bool) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, locksDir, name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := lock(ctx, f, wait); err != nil {
+	if err := lockAs(ctx, f, how, wait); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -94,8 +99,13 @@ var errLocked = errors.New("locked by somebody else")
 // fails because of ctx, f must be closed by nobody but the caller, later: the
 // lock may still be granted, and goes away with f.
 func lock(ctx context.Context, f *os.File, wait bool) error {
+	return lockAs(ctx, f, unix.LOCK_EX, wait)
+}
+
+// lockAs is lock, with how as in flock(2): shared or exclusive.
+func lockAs(ctx context.Context, f *os.File, how int, wait bool) error {
 	fd := int(f.Fd())
-	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	err := unix.Flock(fd, how|unix.LOCK_NB)
 	if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
 		return err
 	}
@@ -112,7 +122,7 @@ func lock(ctx context.Context, f *os.File, wait bool) error {
 	got := make(chan error, 1)
 	go func() {
 		for {
-			err := unix.Flock(dup, unix.LOCK_EX)
+			err := unix.Flock(dup, how)
 			if errors.Is(err, unix.EINTR) {
 				continue
 			}
@@ -181,6 +191,11 @@ func (f *folder) readJSON(name string, v any) error {
 
 // writeJSON puts the file there whole or not at all.
 func (f *folder) writeJSON(name string, v any) error {
+	return f.replaceJSON(name, v, func(*os.File) error { return nil })
+}
+
+// replaceJSON is writeJSON that syncs the file before it has its name.
+func (f *folder) replaceJSON(name string, v any, sync func(*os.File) error) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -190,7 +205,9 @@ func (f *folder) writeJSON(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = file.Write(b)
+	if _, err = file.Write(b); err == nil {
+		err = sync(file)
+	}
 	if err := errors.Join(err, file.Close()); err != nil {
 		return err
 	}
@@ -297,7 +314,7 @@ func (f *folder) remove(dir string) error {
 
 // sweep deletes what workers and supervisors that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	errs := []error{cgroup.Find().Sweep(time.Now(), validInstance)}
+	errs := []error{cgroup.Find().Sweep(time.Now(), validInstance), p.trimBases(ctx)}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

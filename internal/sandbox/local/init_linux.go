@@ -93,6 +93,7 @@ type initProcess struct {
 	sending  sync.Mutex // answers come from the orders and from the reaper
 	programs programs
 	writes   map[uint64]*write
+	halted   map[int]bool // what had been stopped before opHalt stopped all; nil: nothing is halted
 }
 
 func (in *initProcess) answer(a answer, fds ...int) error {
@@ -144,9 +145,9 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 			return in.answer(a, fd)
 		}
 	case opHalt:
-		err = halt()
+		err = in.halt(o.Patient)
 	case opWake:
-		err = wake()
+		in.wake()
 	default:
 		err = fault.New("init", fault.Unsupported, "%q is not known", o.Op)
 	}

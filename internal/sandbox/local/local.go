@@ -31,15 +31,21 @@
 //
 //	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log paused p-<id>.{stdout,stderr}
 //	                         fs/{workspace,home,tmp}
-//	<Dir>/bases/<key>/       base.json fs/{workspace,home,tmp}
+//	<Dir>/bases/<key>/       base.json used fs/{workspace,home,tmp} flat/{workspace,home,tmp}
 //	<Dir>/trash/<instance>/  what is being removed
-//	<Dir>/locks/             one of 64 locks is held while a key is changed
+//	<Dir>/locks/             one of 64 locks is held while a key is changed; bases, flatten
 //
 // A base holds the workspace, the home and /tmp of the sandbox it was frozen
 // from. A sandbox that starts from a base sees it as the lower layer of an
 // overlay. A base frozen from such a sandbox holds what was changed and
 // names the bases below it: nothing is copied, and inode numbers and times,
-// which a git index remembers, stay.
+// which a git index remembers, stay. Of a snapshot of a sandbox that lives on,
+// the files that it has changed are copied. A chain of bases that has become
+// long is copied into one layer in the background; whoever uses the chain
+// keeps it.
+//
+// Nobody writes to a base. Of the host's users, none but the worker's own and
+// root can reach it. Sandboxes see it through mounts that are read-only.
 //
 // Output goes from the agent's process through a pipe into a file that is
 // opened for appending, 1 GiB of each stream at most.
@@ -113,6 +119,7 @@ type Provider struct {
 	dir        string
 	supervisor []string
 	log        *slog.Logger
+	sound      atomic.Bool // the state folder was found fit for sandboxes
 	told       atomic.Bool // which limits are not enforced here
 }
 

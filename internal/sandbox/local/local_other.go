@@ -38,6 +38,17 @@ func (p *Provider) List(context.Context, map[string]string) ([]sandbox.Info, err
 // Base fails with fault.Unsupported.
 func (p *Provider) Base(context.Context, string) error { return unsupported("look up base") }
 
+// Snapshot fails with fault.Unsupported.
+func (p *Provider) Snapshot(context.Context, sandbox.Ref, string) error {
+	return unsupported("snapshot sandbox")
+}
+
+// Bases returns nothing: there can be no base here.
+func (p *Provider) Bases(context.Context) ([]sandbox.BaseInfo, error) { return nil, nil }
+
+// RemoveBase has nothing to do.
+func (p *Provider) RemoveBase(context.Context, string) error { return nil }
+
 // Freeze fails with fault.Unsupported.
 func (p *Provider) Freeze(context.Context, sandbox.Ref, string) error {
 	return unsupported("freeze sandbox")

@@ -131,6 +131,7 @@ func newProvider(t testing.TB) *Provider {
 				t.Error(err)
 			}
 		}
+		dropAllBases(t, p)
 		for _, sub := range []string{sandboxesDir, trashDir} {
 			entries, err := os.ReadDir(filepath.Join(dir, sub))
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -142,6 +143,34 @@ func newProvider(t testing.TB) *Provider {
 		}
 	})
 	return p
+}
+
+// dropAllBases removes them from the top of each chain down. An agent can have
+// left in them what only RemoveBase can remove.
+func dropAllBases(t testing.TB, p *Provider) {
+	t.Helper()
+	for {
+		infos, err := p.Bases(context.Background())
+		if err != nil {
+			t.Error(err)
+		}
+		removed := false
+		for _, i := range infos {
+			if i.Users == 0 {
+				if err := p.RemoveBase(context.Background(), i.Key); err != nil {
+					t.Error(err)
+					return
+				}
+				removed = true
+			}
+		}
+		if !removed {
+			if len(infos) > 0 {
+				t.Errorf("bases that nobody can stand on are in use: %+v", infos)
+			}
+			return
+		}
+	}
 }
 
 func testSpec(key string) sandbox.Spec {

@@ -47,15 +47,15 @@ var languages = []string{"java-*", "python3*", "perl", "maven", "fonts"}
 
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
-// A layer is a folder that can be written to and that a base keeps.
-type layer struct {
+// A layerOf is a folder that can be written to and that a base keeps.
+type layerOf struct {
 	name   string // below fs/
 	target string
 	mode   uint32
 	owner  int // id inside
 }
 
-var layers = []layer{
+var layers = []layerOf{
 	{"workspace", sandbox.Workspace, 0o755, agentID},
 	{"home", sandbox.Home, 0o755, agentID},
 	{"tmp", "/tmp", 0o1777, 0},
@@ -197,20 +197,33 @@ func openLayers(r record, box string) (int, error) {
 	if len(r.Layers) == 0 {
 		return cloneTree(upper, unix.MOUNT_ATTR_NODEV)
 	}
-	// Folders are named by their descriptors: short enough for a mount
-	// option, and telling nothing in the sandbox's /proc/mounts.
+	var lower []string
+	for _, name := range r.Layers {
+		lower = append(lower, layerPath(r.Dir, name))
+	}
+	return openOverlay(r.Identity.Root, upper, filepath.Join(box, workDir), lower)
+}
+
+// openOverlay mounts an overlay of the folders, nowhere yet. Without an upper
+// one it can only be read. What is below is written by nobody: the kernel
+// makes read-only mounts of its own of all lower folders (Linux 6.18,
+// fs/overlayfs/super.c: ovl_get_layers).
+//
+// Folders are named by their descriptors: short enough for a mount option, and
+// telling nothing in the sandbox's /proc/mounts.
+func openOverlay(root bool, upper, work string, lower []string) (int, error) {
 	var open []int
 	defer func() {
 		for _, fd := range open {
 			unix.Close(fd)
 		}
 	}()
-	var names []string
-	paths := []string{upper, filepath.Join(box, workDir)}
-	for _, key := range r.Layers {
-		paths = append(paths, filepath.Join(basePath(r.Dir, key), fsDir))
-	}
-	for _, p := range paths {
+	names := make([]string, 0, len(lower)+2)
+	for _, p := range append([]string{upper, work}, lower...) {
+		if p == "" {
+			names = append(names, "")
+			continue
+		}
 		fd, err := unix.Open(p, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return -1, &os.PathError{Op: "open", Path: p, Err: err}
@@ -218,15 +231,15 @@ func openLayers(r record, box string) (int, error) {
 		open = append(open, fd)
 		names = append(names, fdPath(fd, ""))
 	}
-	return overlay(r.Identity.Root, names[0], names[1], names[2:])
+	return overlay(root, names[0], names[1], names[2:])
 }
 
 // maxOption is what the kernel takes as a string option of a mount.
 const maxOption = 255
 
-// overlay mounts nowhere yet. As root, folders of a base can be renamed
-// (redirect_dir); in a user namespace the kernel does without, rename fails
-// with EXDEV and programs copy instead.
+// overlay is openOverlay of folders that have short names. As root, folders of
+// a base can be renamed (redirect_dir); in a user namespace the kernel does
+// without, rename fails with EXDEV and programs copy instead.
 func overlay(root bool, upper, work string, lower []string) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -234,7 +247,10 @@ func overlay(root bool, upper, work string, lower []string) (int, error) {
 	}
 	defer unix.Close(fs)
 	type option struct{ key, value string }
-	options := []option{{"source", "sandbox"}, {"upperdir", upper}, {"workdir", work}}
+	options := []option{{"source", "sandbox"}}
+	if upper != "" {
+		options = append(options, option{"upperdir", upper}, option{"workdir", work})
+	}
 	if all := strings.Join(lower, ":"); len(all) <= maxOption {
 		options = append(options, option{"lowerdir", all})
 	} else {
@@ -242,8 +258,11 @@ func overlay(root bool, upper, work string, lower []string) (int, error) {
 			options = append(options, option{"lowerdir+", l}) // since Linux 6.8
 		}
 	}
-	if root {
+	switch {
+	case root && upper != "":
 		options = append(options, option{"redirect_dir", "on"})
+	case root:
+		options = append(options, option{"redirect_dir", "follow"})
 	}
 	for _, o := range options {
 		if err := unix.FsconfigSetString(fs, o.key, o.value); err != nil {
@@ -252,7 +271,10 @@ func overlay(root bool, upper, work string, lower []string) (int, error) {
 	}
 	// Nothing of an upper layer is needed after a crash of the host, and
 	// without syncs git and package managers are several times faster.
-	flags := []string{"volatile"}
+	var flags []string
+	if upper != "" {
+		flags = append(flags, "volatile")
+	}
 	if !root {
 		flags = append(flags, "userxattr")
 	}

@@ -14,15 +14,16 @@ import (
 // the same Seq. Strings that people outside chose are bytes: arguments and
 // file names need not be text.
 type order struct {
-	Seq    uint64   `json:"seq"`
-	Op     string   `json:"op"`
-	Setup  *setup   `json:"setup,omitempty"`  // opSetup
-	ID     string   `json:"id,omitempty"`     // opStart, opSignal, opTerminal
-	Cmd    *command `json:"cmd,omitempty"`    // opStart, whose stdout and stderr travel along, and opTerminal
-	Signal int      `json:"signal,omitempty"` // opSignal
-	Path   []byte   `json:"path,omitempty"`   // opRead, opWrite
-	Token  uint64   `json:"token,omitempty"`  // opCommit, opAbort: the Seq of the opWrite
-	Size   *size    `json:"size,omitempty"`   // opTerminal
+	Seq     uint64   `json:"seq"`
+	Op      string   `json:"op"`
+	Setup   *setup   `json:"setup,omitempty"`   // opSetup
+	ID      string   `json:"id,omitempty"`      // opStart, opSignal, opTerminal
+	Cmd     *command `json:"cmd,omitempty"`     // opStart, whose stdout and stderr travel along, and opTerminal
+	Signal  int      `json:"signal,omitempty"`  // opSignal
+	Path    []byte   `json:"path,omitempty"`    // opRead, opWrite
+	Token   uint64   `json:"token,omitempty"`   // opCommit, opAbort: the Seq of the opWrite
+	Patient bool     `json:"patient,omitempty"` // opHalt: also what the kernel keeps waiting must have stopped
+	Size    *size    `json:"size,omitempty"`    // opTerminal
 
 	Network string `json:"network,omitempty"` // opDial
 	Most    int64  `json:"most,omitempty"`    // opUsage: at more memory than this, init looks closely

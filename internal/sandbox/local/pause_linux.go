@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,8 +22,7 @@ import (
 // in it can tell, but by a clock, that time went by. Where there is no cgroup
 // (an ordinary user to whom none was delegated) init stops every other process
 // with SIGSTOP, and they are continued with SIGCONT. That, a process can tell:
-// a parent is told of the stop of its children, a handler for SIGCONT runs,
-// and what a shell had stopped before goes on too.
+// a parent is told of the stop of its children, and a handler for SIGCONT runs.
 //
 // The clocks go on: a time-out that a process has set for itself ends when it
 // would have, or else when the process goes on. The gateway goes on, too: a
@@ -77,7 +76,7 @@ func (s *supervisor) pause() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), restTime)
 	defer cancel()
-	cgroup, err := s.halt(ctx)
+	cgroup, err := s.halt(ctx, false)
 	if err == nil {
 		// Whoever destroys it holds the lock that mark needs until all are
 		// dead, and only those that are not frozen can die everywhere.
@@ -174,9 +173,10 @@ func (s *supervisor) orderAwake(o order) (answer, error) {
 }
 
 // halt stops everything in the sandbox, by its cgroup when it lives in one.
-func (s *supervisor) halt(ctx context.Context) (cgroup bool, err error) {
+// With patience, no file is being written any more when it returns.
+func (s *supervisor) halt(ctx context.Context, patient bool) (cgroup bool, err error) {
 	if len(s.group.Pids()) == 0 {
-		a, _, err := s.orders.do(order{Op: opHalt})
+		a, _, err := s.orders.do(order{Op: opHalt, Patient: patient})
 		if err == nil {
 			err = a.Fault.err("pause")
 		}
@@ -222,46 +222,81 @@ func (s *supervisor) letDie() {
 	}
 }
 
+// stuckTime is when a thread that the kernel keeps waiting is taken to stand
+// still all the same: a parent in vfork(2) waits for a child that was stopped
+// itself, and stops when that goes on.
+const stuckTime = 2 * time.Second
+
 // halt stops every process but this one, which is init, and returns when all
-// stand still.
-func halt() error {
-	end := time.Now().Add(restTime)
-	for step := time.Millisecond; ; step = min(2*step, 50*time.Millisecond) {
+// stand still. One that the kernel keeps waiting (D) stops before it comes back
+// from there; patience waits for it, as it may be writing to a file.
+func (in *initProcess) halt(patient bool) error {
+	if in.halted != nil {
+		return nil
+	}
+	in.halted = map[int]bool{}
+	err := eachThread(func(pid int, state byte) bool {
+		if state == 'T' {
+			in.halted[pid] = true
+		}
+		return true
+	})
+	begun := time.Now()
+	for step := time.Millisecond; err == nil; step = min(2*step, 50*time.Millisecond) {
 		// It reaches all of the pid namespace but the one that sends it. A
 		// fork that is under way takes it along (Linux 4.19), so that one
 		// round is enough but for what is still on its way to the stop.
-		if err := unix.Kill(-1, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
-			return os.NewSyscallError("kill", err)
+		if err = unix.Kill(-1, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
+			err = os.NewSyscallError("kill", err)
+			break
 		}
-		moving, err := anyMoving()
-		if err != nil || !moving {
-			return err
+		still := "TtZXx"
+		if !patient || time.Since(begun) > stuckTime {
+			still += "D"
 		}
-		if time.Now().After(end) {
-			return errors.Join(fault.New("stop", fault.Unavailable, "the sandbox does not come to rest"), wake())
+		moving := false
+		err = eachThread(func(_ int, state byte) bool {
+			moving = strings.IndexByte(still, state) < 0
+			return !moving
+		})
+		if !moving && err == nil {
+			return nil
+		}
+		if time.Since(begun) > restTime {
+			err = fault.New("stop", fault.Unavailable, "the sandbox does not come to rest")
 		}
 		time.Sleep(step) // there is nothing that tells of a stop of processes that are not our children
 	}
+	in.wake()
+	return err
 }
 
-// wake takes halt back.
-func wake() error {
-	if err := unix.Kill(-1, unix.SIGCONT); err != nil && !errors.Is(err, unix.ESRCH) {
-		return os.NewSyscallError("kill", err)
+// wake takes halt back, but for those that had been stopped before. All others
+// are told to go on, in whatever state they are: a parent in vfork has not
+// stopped yet.
+func (in *initProcess) wake() {
+	if in.halted == nil {
+		return
 	}
-	return nil
+	_ = eachThread(func(pid int, _ byte) bool {
+		if !in.halted[pid] {
+			_ = unix.Kill(pid, unix.SIGCONT) // an error: it is gone
+		}
+		return true
+	})
+	in.halted = nil
 }
 
-// anyMoving reports whether a thread of another process could be running. One
-// that the kernel keeps waiting (D) stops before it comes back from there.
-func anyMoving() (bool, error) {
+// eachThread calls f with each thread of each process in the sandbox but init,
+// until f says no.
+func eachThread(f func(pid int, state byte) bool) error {
 	stats, err := filepath.Glob("/proc/[0-9]*/task/[0-9]*/stat")
 	if err != nil {
-		return false, err
+		return err
 	}
-	own := fmt.Sprintf("/proc/%d/", os.Getpid())
 	for _, name := range stats {
-		if strings.HasPrefix(name, own) {
+		pid, err := strconv.Atoi(strings.Split(name, "/")[2])
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		stat, err := os.ReadFile(name)
@@ -269,9 +304,9 @@ func anyMoving() (bool, error) {
 			continue // it has ended
 		}
 		_, after, ok := cutLast(stat, ')')
-		if state := bytes.TrimSpace(after); ok && len(state) > 0 && !bytes.ContainsRune([]byte("TtZXxD"), rune(state[0])) {
-			return true, nil
+		if state := bytes.TrimSpace(after); ok && len(state) > 0 && !f(pid, state[0]) {
+			return nil
 		}
 	}
-	return false, nil
+	return nil
 }

@@ -27,7 +27,7 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 	if err != nil {
 		return sandbox.Ref{}, err
 	}
-	if err := makeState(op, p.dir); err != nil {
+	if err := p.openState(op, r.Identity); err != nil {
 		return sandbox.Ref{}, err
 	}
 	key, err := p.lockKey(ctx, spec.Key, true)
@@ -39,14 +39,27 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 	if err == nil || fault.KindOf(err) != fault.NotFound {
 		return ref, err
 	}
+	recorded := func() {}
 	if spec.Base != "" {
+		bases, err := lockBases(ctx, p.dir, unix.LOCK_SH)
+		if err != nil {
+			return sandbox.Ref{}, p.ctxFault(ctx, op, err)
+		}
+		defer bases.Close()
+		recorded = func() { _ = bases.Close() }
 		if r.Layers, err = readLayers(op, p.dir, spec.Base, r.Identity); err != nil {
 			return sandbox.Ref{}, err
 		}
 	}
-	ref, err = p.make(ctx, r)
+	ref, err = p.make(ctx, r, recorded)
 	if err != nil {
 		return sandbox.Ref{}, p.ctxFault(ctx, op, err)
+	}
+	if spec.Base != "" {
+		if err := touchBase(p.dir, spec.Base); err != nil {
+			p.log.WarnContext(ctx, "use of base not noted", "base", spec.Base, "err", err)
+		}
+		p.flattenSoon(r.Layers)
 	}
 	return ref, nil
 }
@@ -122,8 +135,9 @@ func (p *Provider) existing(ctx context.Context, op, key string) (sandbox.Ref, e
 	}
 }
 
-// make makes a new sandbox in the key's place, which is empty.
-func (p *Provider) make(ctx context.Context, r record) (ref sandbox.Ref, err error) {
+// make makes a new sandbox in the key's place, which is empty. It calls
+// recorded when everybody can see what the sandbox stands on.
+func (p *Provider) make(ctx context.Context, r record, recorded func()) (ref sandbox.Ref, err error) {
 	temp := filepath.Join(p.dir, sandboxesDir, newPrefix+r.Instance)
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		return sandbox.Ref{}, err
@@ -155,6 +169,7 @@ func (p *Provider) make(ctx context.Context, r record) (ref sandbox.Ref, err err
 			return err
 		}
 		box.path = p.boxPath(r.Key)
+		recorded() // not before: who reads the folder while it gets its name sees neither
 		return p.startSupervisor(ctx, box, life)
 	}()
 	if err != nil {

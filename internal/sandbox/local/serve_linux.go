@@ -56,7 +56,12 @@ func (s *supervisor) talk(c *net.UnixConn) {
 	r := response{Version: protocol}
 	// A worker that goes away is waited for no longer.
 	gone := make(chan struct{})
-	if q.Op == opWait {
+	switch q.Op {
+	case opWrite:
+		// Until the file has its name, or is gone again.
+		s.uploads.RLock()
+		defer s.uploads.RUnlock()
+	case opWait, opSnapshot:
 		go func() {
 			defer close(gone)
 			_, _ = l.receive(&request{})
@@ -103,6 +108,8 @@ func (s *supervisor) answer(q request, l *link, r *response, gone <-chan struct{
 		return nil, s.end("asked to")
 	case opFreeze:
 		return nil, s.freeze(q.Base)
+	case opSnapshot:
+		return nil, s.snapshot(q.Base, gone)
 	case opDeadline:
 		return nil, s.alarm.set(q.Deadline)
 	case opPause:

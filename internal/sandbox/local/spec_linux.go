@@ -24,7 +24,7 @@ type record struct {
 	Mounts   []sandbox.Mount   `json:"mounts,omitempty"`
 	Gateway  string            `json:"gateway,omitempty"` // the path of the socket
 	Dir      string            `json:"dir"`               // the state folder
-	Layers   []string          `json:"layers,omitempty"`  // keys of bases, uppermost first
+	Layers   []string          `json:"layers,omitempty"`  // of bases, uppermost first; see layerPath
 	Identity identity          `json:"identity"`
 	Limits   sandbox.Limits    `json:"limits"` // with the defaults filled in
 }

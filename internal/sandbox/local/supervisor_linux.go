@@ -27,8 +27,9 @@ import (
 // Supervise is the body of the sandbox-supervisor program and of any command
 // that stands in for it (see Options.Supervisor). It runs the supervisor of
 // one sandbox until the sandbox is gone, or, started again by the supervisor
-// inside the new namespaces, the sandbox's first process. It returns the exit
-// code of the program. Only a [Provider] calls the program, with arguments of
+// inside the new namespaces, the sandbox's first process; or it makes chains
+// of bases shorter until none is too long. It returns the exit code of the
+// program. Only a [Provider] calls the program, with arguments of
 // its own; args must be the last of the program's, as they came.
 func Supervise(args []string) int {
 	switch {
@@ -37,6 +38,8 @@ func Supervise(args []string) int {
 		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
 	case len(args) == 1 && (args[0] == initWord || args[0] == sealedWord):
 		return initMain(args[0] == sealedWord)
+	case len(args) == 2 && args[0] == flattenWord:
+		return flattenMain(args[1])
 	}
 	fmt.Fprintln(os.Stderr, "This program owns one local sandbox. The worker starts it; there is nothing to do with it by hand.")
 	return 2
@@ -44,9 +47,10 @@ func Supervise(args []string) int {
 
 // The arguments of Supervise.
 const (
-	runWord    = "run"
-	initWord   = "init"
-	sealedWord = "init-sealed" // init, once its program is out of everybody's reach
+	runWord     = "run"
+	initWord    = "init"
+	sealedWord  = "init-sealed" // init, once its program is out of everybody's reach
+	flattenWord = "flatten"
 )
 
 // runtimeSettings is the whole environment of a supervisor and of init: they
@@ -75,7 +79,11 @@ type supervisor struct {
 	gateway  *forwarder
 	alarm    *alarm
 
-	ending sync.Mutex    // held while the sandbox is frozen or destroyed
+	uploads sync.RWMutex // held shared while a file is on its way to its name
+
+	asked  sync.Once
+	asking chan struct{} // closed when the sandbox shall end
+	ending sync.Mutex    // held while the sandbox is frozen, copied or destroyed
 	over   chan struct{} // closed when the sandbox is gone
 	overBy error         // what went wrong at that; read after over
 
@@ -179,7 +187,7 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 	}
 	s := &supervisor{
 		box: box, log: log, state: starting, processes: map[string]*process{},
-		initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
+		initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}), asking: make(chan struct{}),
 	}
 	if err := box.readJSON(specFile, &s.record); err != nil {
 		return nil, err
@@ -436,6 +444,7 @@ func (s *supervisor) kill() {
 
 // end destroys the sandbox, once. A second call waits for the first.
 func (s *supervisor) end(why string) error {
+	s.asked.Do(func() { close(s.asking) }) // a copy that is under way is called off
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	select {

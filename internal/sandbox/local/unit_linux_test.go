@@ -220,7 +220,7 @@ func TestFaultsCrossTheWire(t *testing.T) {
 func TestCheckFindsWhatWorks(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "state")
 	found := Check(t.Context(), testOptions(dir))
-	if len(found) != 8 {
+	if len(found) != 9 {
 		t.Fatalf("%d findings: %v", len(found), found)
 	}
 	for _, f := range found {
