@@ -248,10 +248,9 @@ func (q *Request) Clamp(body []byte, n int64) []byte {
 		edits = append(edits, edit{q.limit, strconv.FormatInt(n, 10)})
 	}
 	if q.api == Chat && q.Stream && !q.usage {
-		switch {
-		case q.options == span{}:
+		if q.options == (span{}) {
 			edits = append(edits, edit{span{open, open}, `"stream_options":{"include_usage":true},`})
-		default:
+		} else {
 			edits = append(edits, edit{q.options, `{"include_usage":true}`})
 		}
 	}
