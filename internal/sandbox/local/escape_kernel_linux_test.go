@@ -794,8 +794,18 @@ func TestTheAgentCannotChangeTheSupervisorsProgram(t *testing.T) {
 				return string(b)
 			}
 			eventually(t, "it watches", func() bool { return said() != "" })
-			if _, _, _, err := sandbox.Output(t.Context(), sb, "run", sandbox.Cmd{Args: []string{sandbox.Workspace + "/wait"}}, 1000); err != nil {
+			out, errs, exit, err := sandbox.Output(t.Context(), sb, "run", sandbox.Cmd{Args: []string{sandbox.Workspace + "/wait"}}, 1000)
+			if err != nil {
 				t.Fatal(err)
+			}
+			if !currentIdentity().Root {
+				unchangeable(t, p, "program")
+			}
+			if exit.Code == exitNoExec {
+				return // by Landlock: it cannot even run it
+			}
+			if exit.Signal == "" {
+				t.Fatalf("it was not caught: %s%s, %+v", out, errs, exit)
 			}
 			eventually(t, "it has tried", func() bool { return strings.HasSuffix(said(), "done\n") })
 			for line := range strings.Lines(said()) {
@@ -805,6 +815,34 @@ func TestTheAgentCannotChangeTheSupervisorsProgram(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// unchangeable fails unless init's program is on a mount that is read-only, or
+// a sealed copy.
+func unchangeable(t *testing.T, p *Provider, key string) {
+	t.Helper()
+	box, err := openFolder(p.boxPath(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.Close()
+	left, err := box.readRemains()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/exe", left.Init.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		t.Fatal(err)
+	}
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	if fs.Flags&unix.ST_RDONLY == 0 && (err != nil || seals&unix.F_SEAL_WRITE == 0) {
+		t.Errorf("the program of init can be changed: flags %#x, seals %#x, %v", fs.Flags, seals, err)
 	}
 }
 
