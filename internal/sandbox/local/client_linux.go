@@ -241,6 +241,9 @@ func (p *attachedProcess) ReadAt(_ context.Context, stream sandbox.Stream, b []b
 	}
 	f, err := p.a.open(outputName(p.id, stream), unix.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
+		f, err = p.a.open(path.Join("proc", "p-"+p.id, string(stream)), unix.O_RDONLY, 0) // of a supervisor that speaks protocol 1
+	}
+	if errors.Is(err, os.ErrNotExist) {
 		return 0, gone(op, p.a.handle)
 	}
 	if err != nil {

@@ -80,7 +80,9 @@ func TestAWorkerOfProtocol1IsServed(t *testing.T) {
 	if r := say(`{"version":1,"op":"process","id":"old"}`); exit(r) != 7.0 {
 		t.Errorf("process: %v", r)
 	}
-	if out, err := os.ReadFile(filepath.Join(p.boxPath("elder"), "proc", "p-old", "stdout")); err != nil || string(out) != "hello\n" {
+	// Where outputs lie has changed since: a worker of that time reads none of
+	// this sandbox, while one of today reads those of old sandboxes.
+	if out, err := os.ReadFile(filepath.Join(p.boxPath("elder"), "p-old.stdout")); err != nil || string(out) != "hello\n" {
 		t.Errorf("output %q, %v", out, err)
 	}
 	kind := func(r map[string]any) any {
@@ -113,18 +115,18 @@ func supervisorOfProtocol1(t *testing.T, p *Provider, key string) sandbox.Ref {
 	}
 	const instance = "0123456789abcdef"
 	dir := p.boxPath(key)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "proc", "p-old"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	const handleOf1 = `{"key":"old","instance":"0123456789abcdef","supervisor":{"pid":1,"start":1,"boot":"b"}}`
 	for name, text := range map[string]string{
-		specFile:       `{"version":1,"key":"old","instance":"` + instance + `","created":"2026-01-02T03:04:05Z","deadline":"2199-01-01T00:00:00Z","labels":{"run":"r"},"dir":"` + p.dir + `","identity":{"root":true,"first":1879048192,"group":0,"count":65536}}`,
-		refFile:        handleOf1,
-		lifeFile:       `{"init":{"pid":1,"start":1,"boot":"another"}}`,
-		"p-old.stdout": "hello\n",
-		"p-old.stderr": "",
-		"log":          "",
-		"unexpected":   "",
+		specFile:            `{"version":1,"key":"old","instance":"` + instance + `","created":"2026-01-02T03:04:05Z","deadline":"2199-01-01T00:00:00Z","labels":{"run":"r"},"dir":"` + p.dir + `","identity":{"root":true,"first":1879048192,"group":0,"count":65536}}`,
+		refFile:             handleOf1,
+		lifeFile:            `{"init":{"pid":1,"start":1,"boot":"another"}}`,
+		"proc/p-old/stdout": "hello\n",
+		"proc/p-old/stderr": "",
+		"log":               "",
+		"unexpected":        "",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
