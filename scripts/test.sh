@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 
 # vet has a run of its own (scripts/lint.sh); two packages at a time, because
 # many start sandboxes, agents or whole engines.
-flags=(-json -count=1 -vet=off -p 2 -timeout 10m)
+flags=(-json -count=1 -vet=off -p 2 -timeout 25m)
 
 report=$(mktemp -d)
 trap 'rm -rf "$report"' EXIT

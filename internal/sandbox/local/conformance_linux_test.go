@@ -48,7 +48,7 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 	if err := os.Chown(dir, ordinaryUser, ordinaryUser); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-test.skip=" + t.Name(), "-test.timeout=5m", "-test.v"}
+	args := []string{"-test.skip=" + t.Name(), "-test.timeout=15m", "-test.v"}
 	if testing.Short() {
 		args = append(args, "-test.short")
 	}
