@@ -199,7 +199,7 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 				return unended, nil
 			default:
 				if f.a.isPaused(ctx, f.in) {
-					return "", errPaused
+					return "", f.letBe(ctx, p)
 				}
 				return why, f.end(ctx, p)
 			}
@@ -213,11 +213,19 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 				return "", ctx.Err() // the fork is another worker's now
 			}
 			if f.a.isPaused(ctx, f.in) {
-				return "", errPaused
+				return "", f.letBe(ctx, p)
 			}
 			return fork.Cancelled, f.end(ctx, p)
 		}
 	}
+}
+
+// letBe takes what a paused agent printed before it stood still: nobody reads
+// on until it is resumed.
+func (f *follower) letBe(ctx context.Context, p sandbox.Process) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return errors.Join(errPaused, f.drain(ctx, p))
 }
 
 // end stops the agent: it may say what it used, and then it is killed.

@@ -314,12 +314,13 @@ func TestRealClaudeResumesItsSession(t *testing.T) {
 
 func TestRealClaudeGoesOnAfterItWasKilled(t *testing.T) {
 	m := newMachine(t)
-	m.kill = make(chan struct{})
+	kill := make(chan struct{})
+	m.kill = kill
 	api, url := serve(t,
 		say("msg_1", "tool_use", text("Step one."), bash("toolu_1", "echo found-$((40+2))")),
 		func(_ http.ResponseWriter, r *http.Request) {
 			m.recorded("found-42") // it writes its session while it goes on
-			close(m.kill)
+			close(kill)
 			<-r.Context().Done()
 		},
 		say("msg_3", "end_turn", text("Step two.")))
@@ -341,10 +342,11 @@ func TestRealClaudeGoesOnAfterItWasKilled(t *testing.T) {
 
 func TestRealClaudeGoesOnAfterItWasKilledInItsFirstCall(t *testing.T) {
 	m := newMachine(t)
-	m.kill = make(chan struct{})
+	kill := make(chan struct{})
+	m.kill = kill
 	api, url := serve(t,
 		func(_ http.ResponseWriter, r *http.Request) {
-			close(m.kill)
+			close(kill)
 			<-r.Context().Done()
 		},
 		say("msg_2", "end_turn", text("Done.")))
