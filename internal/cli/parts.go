@@ -64,7 +64,7 @@ func Plug(env *Env, parts Parts) {
 	env.Providers = func(g Globals) (sandbox.Set, error) { return p.providers(g.Config, slog.New(slog.DiscardHandler)), nil }
 	env.Doctor = p.doctor
 	env.Commands = append(env.Commands,
-		p.newUp, p.newDown, p.newWorker, p.newDemo)
+		p.newUp, p.newDown, p.newWorker, p.newNamespace, p.newDemo)
 }
 
 // plugged carries the parts to the commands that need them.
