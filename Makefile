@@ -4,24 +4,26 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 FUZZTIME ?= 30s
 BENCHTIME ?= 1s
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 GOLANGCI_LINT := .tools/golangci-lint-v2.15.0/golangci-lint
 WORKFLOWCHECK := .tools/workflowcheck-v0.6.0/workflowcheck
 AGENTS := tests/node_modules/.package-lock.json
 RUNSC_VERSION := $(shell awk '$$1 == "gvisor.dev/gvisor" { print $$2 }' tests/runsc/go.mod)
+TEMPORAL := .tools/temporal-$(shell awk '$$1 == "go.temporal.io/server" { print $$2 }' go.mod)/temporal-server
 RUNSC := .tools/runsc-$(RUNSC_VERSION)/runsc
 
-.PHONY: build demo test check lint fuzz bench golden clean need
+.PHONY: build demo test check lint fuzz bench golden sbom clean need
 
 build: ## the three programs, in bin/; the first time compiles the Temporal server: minutes
 	@scripts/need.sh go
-	CGO_ENABLED=0 go build -ldflags='-s -w' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -ldflags='-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 demo: build ## see it work: needs no key, no account, no other server
 	@scripts/need.sh git
 	bin/sandbox-temporal demo
 
-test: need build $(AGENTS) $(RUNSC) ## install what the tests need, build once, run every test
+test: need build $(AGENTS) $(RUNSC) $(TEMPORAL) ## install what the tests need, build once, run every test
 	@scripts/need.sh 'postgres?'
 	scripts/test.sh
 
@@ -40,6 +42,9 @@ bench: need ## every benchmark, BENCHTIME each, and sandboxes beside their peers
 golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
 	scripts/golden.sh
 
+sbom: build ## what is in the program, as a CycloneDX bill of materials beside it
+	cd tests/deploy && go tool cyclonedx-gomod bin -json -output $(CURDIR)/bin/sandbox-temporal.cdx.json $(CURDIR)/bin/sandbox-temporal
+
 clean: ## what make built and installed; Go's own caches stay
 	rm -rf bin .tools tests/node_modules
 
@@ -55,6 +60,11 @@ $(WORKFLOWCHECK):
 # gVisor is a module of its own, in tests/runsc: nothing of it is linked here.
 $(RUNSC): tests/runsc/go.mod tests/runsc/go.sum
 	cd tests/runsc && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' -o $(CURDIR)/$@ gvisor.dev/gvisor/runsc
+	@touch $@
+
+# A Temporal cluster, for the test of what the compose file starts.
+$(TEMPORAL): go.mod scripts/temporal.sh
+	scripts/temporal.sh $(@D)
 	@touch $@
 
 $(AGENTS): tests/package.json tests/package-lock.json tests/.npmrc | need

@@ -24,3 +24,9 @@ runsc=$PWD/.tools/runsc-$(awk '$1 == "gvisor.dev/gvisor" { print $2 }' tests/run
 if [[ -x $runsc ]]; then
   export SANDBOX_TEMPORAL_RUNSC=$runsc
 fi
+
+# A Temporal cluster of its own programs, on PostgreSQL.
+cluster=$PWD/.tools/temporal-$(awk '$1 == "go.temporal.io/server" { print $2 }' go.mod)
+if [[ -x $cluster/temporal-server ]]; then
+  export SANDBOX_TEMPORAL_CLUSTER=$cluster
+fi

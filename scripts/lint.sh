@@ -28,7 +28,12 @@ formatted() {
   [[ -z $files ]] || { echo "not formatted:" "$files"; return 1; }
 }
 
-tidy() { go mod tidy -diff | head -n 60; }
+tidy() {
+  local dir
+  for dir in . tests/deploy; do
+    (cd "$dir" && go mod tidy -diff) || return 1
+  done
+}
 
 # Workflow code is replayed, so it may not see the clock, chance, or the order
 # of a map.

@@ -3,9 +3,9 @@
 # "N passed, N failed, N skipped". It fails when a test fails or none ran.
 #
 # The embedded Temporal server takes minutes to compile, so it is compiled
-# once, without the race detector, by "make build". Two runs keep it at that:
+# once, without the race detector, by "make build". Three runs keep it at that:
 # all packages under the race detector with the server left out (noembed),
-# then the engine, which is the server. The sessions of cmd/sandbox-temporal
+# then the engine, which is the server, then what reads and starts deploy/. The sessions of cmd/sandbox-temporal
 # run the program in bin/, server and all.
 #
 # Nothing comes from the test cache: it does not know of bin/ or of the agents
@@ -28,5 +28,6 @@ CGO_ENABLED=0 go build -o "$report/testsum" ./scripts/testsum
   status=0
   go test "${flags[@]}" -race -tags noembed ./... || status=1
   CGO_ENABLED=0 go test "${flags[@]}" ./internal/engine/ || status=1
+  (cd tests/deploy && CGO_ENABLED=0 go test "${flags[@]}" ./...) || status=1
   exit $status
 ) </dev/null | "$report/testsum"

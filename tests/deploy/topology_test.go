@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -104,7 +106,7 @@ func (top *topology) as(ctx context.Context, uid int, home string, env []string,
 	}
 	cmd := exec.CommandContext(ctx, program, args[1:]...)
 	cmd.Dir = home
-	cmd.Env = append([]string{"PATH=" + top.path, "HOME=" + home, "LC_ALL=C.UTF-8", "TMPDIR=" + home}, env...)
+	cmd.Env = append([]string{"PATH=" + top.path, "HOME=" + home, "LC_ALL=C.UTF-8", "USER=somebody", "TMPDIR=" + home}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
@@ -138,7 +140,7 @@ func (top *topology) start(name string, cmd *exec.Cmd) *service {
 		s.end(syscall.SIGKILL)
 		if t.Failed() {
 			text, _ := os.ReadFile(s.log)
-			t.Logf("%s said:\n%s", name, text[max(0, len(text)-8<<10):])
+			t.Logf("%s said:\n%s", name, text[max(0, len(text)-4<<10):])
 		}
 	})
 	return s
@@ -172,22 +174,44 @@ func (top *topology) until(what string, patience time.Duration, do func() error)
 	top.t.Fatalf("%s: not in %s: %v", what, patience, err)
 }
 
-// ports returns n free ones.
+// ports returns n free ones, below those that the kernel gives to whoever asks
+// for any: Temporal keeps some of them in a smallint of PostgreSQL's.
 func ports(t *testing.T, n int) []string {
 	t.Helper()
 	var list []string
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for tries := 0; len(list) < n && tries < 1000; tries++ {
+		port := strconv.Itoa(10_000 + rand.IntN(22_000))
+		ln, err := net.Listen("tcp", "127.0.0.1:"+port)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer ln.Close() // all at once, so that no port is given twice
-		list = append(list, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		list = append(list, port)
+	}
+	if len(list) < n {
+		t.Fatalf("only %d of %d ports are free", len(list), n)
 	}
 	return list
 }
 
 const password = "not-a-secret"
+
+// postgresUser is who PostgreSQL runs as: it refuses root, and whoever has no
+// name.
+func postgresUser(t *testing.T) int {
+	t.Helper()
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		if u, err = user.Lookup("nobody"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uid
+}
 
 // postgres starts a server with a password, and returns its port.
 func (top *topology) postgres() string {
@@ -198,15 +222,10 @@ func (top *topology) postgres() string {
 		t.Skip("there is no PostgreSQL server on this machine: install Debian's package postgresql")
 	}
 	bin := filepath.Dir(slices.Max(found))
-	const uid = 10004 // anybody but root
+	uid := postgresUser(t)
 	home := top.home("postgres", uid)
 	pw := filepath.Join(home, "pw")
 	if err := os.WriteFile(pw, []byte(password+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	// PostgreSQL wants to know what its user is called.
-	passwd := filepath.Join(home, "passwd")
-	if err := os.WriteFile(passwd, fmt.Appendf(nil, "postgres:x:%d:%d::%s:/bin/sh\n", uid, uid, home), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	data, port := filepath.Join(home, "data"), ports(t, 1)[0]
@@ -272,6 +291,32 @@ func (top *topology) worker(name, home, database string) *service {
 	return top.start(name, top.as(context.Background(), workerUser, home, env, "sandbox-temporal", "worker"))
 }
 
+// goOn marks the agents of this test, which wait for a signal.
+const goOn = "topology-goes-on"
+
+// agents returns the shells of the agents that wait, as this host numbers them.
+func agents(t *testing.T) []int {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []int
+	for _, file := range processes {
+		line, err := os.ReadFile(file)
+		name, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "comm"))
+		if err != nil || strings.TrimSpace(string(name)) != "sh" || !bytes.Contains(line, []byte("went="+goOn)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, pid)
+	}
+	return found
+}
+
 func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 	top := newTopology(t)
 	database := top.postgres()
@@ -290,7 +335,7 @@ func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 		}
 		return out, err
 	}
-	top.until("namespace create", 2*time.Minute, func() error { _, err := say("namespace", "create"); return err })
+	top.until("namespace create", 1*time.Minute, func() error { _, err := say("namespace", "create"); return err })
 	if out, err := say("namespace", "create"); err != nil || !strings.Contains(string(out), "was there already") {
 		t.Fatalf("the second namespace create: %s %v", out, err)
 	}
@@ -298,7 +343,7 @@ func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 	home := top.home("worker", workerUser)
 	first := top.worker("worker-1", home, database)
 	out, err := say("fork", top.gitServer(), "-p", "hello there", "--agent", "command",
-		"--agent-command", "echo {prompt} >> out.txt; sleep 6; echo done >> out.txt", "--forks", "5", "--max-concurrent", "5", "--no-wait")
+		"--agent-command", "trap 'went="+goOn+"' USR1; echo {prompt} >> out.txt; until [ \"$went\" ]; do sleep 0.1; done; echo done >> out.txt", "--forks", "5", "--max-concurrent", "5", "--no-wait")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,10 +363,9 @@ func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 		}
 		return s, err
 	}
-	top.until("five agents at work", 2*time.Minute, func() error {
-		working, err := filepath.Glob(filepath.Join(home, "state", "sandboxes", "*"))
-		if s, e := status(); e != nil || s.Running < 5 || err != nil || len(working) < 5 {
-			return fmt.Errorf("%d running, %d sandboxes: %w", s.Running, len(working), e)
+	top.until("five agents at work", 3*time.Minute, func() error {
+		if n := len(agents(t)); n != 5 {
+			return fmt.Errorf("%d of them", n)
 		}
 		return nil
 	})
@@ -332,6 +376,15 @@ func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 		t.Errorf("the worker ended with %d on SIGTERM", code)
 	}
 	second := top.worker("worker-2", home, database)
+	at := agents(t)
+	if len(at) != 5 {
+		t.Fatalf("%d agents outlived their worker", len(at))
+	}
+	for _, pid := range at {
+		if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+			t.Error(err)
+		}
+	}
 	top.until("the end of the run", 3*time.Minute, func() error {
 		s, err := status()
 		if err != nil || s.Running+s.Pending > 0 {
