@@ -169,37 +169,37 @@ func listDir(dir string, depth int) (any, error) {
 	return out, rpcFile(err)
 }
 
-// entryOf describes a file. Of a link it says what it leads to, and where.
+// entryOf describes a file. Kind and mode of a link are those of what it leads
+// to, the rest is its own.
 func entryOf(name string) (*entry, error) {
 	st, err := os.Lstat(name)
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Name: path.Base(name), Path: name}
+	e := &entry{
+		Name: path.Base(name), Path: name, Type: "FILE_TYPE_UNSPECIFIED", Size: strconv.FormatInt(st.Size(), 10),
+		Permissions: st.Mode().String(), ModifiedTime: st.ModTime().UTC().Format(time.RFC3339Nano),
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		e.Owner, e.Group = ownerName(sys.Uid), groupName(sys.Gid)
+	}
 	if st.Mode()&fs.ModeSymlink != 0 {
-		e.Type = "FILE_TYPE_SYMLINK"
-		e.SymlinkTarget, err = filepath.EvalSymlinks(name)
+		e.SymlinkTarget = name
+		to, err := filepath.EvalSymlinks(name)
 		if err != nil {
-			e.SymlinkTarget = name
+			return e, nil // it leads nowhere
 		}
-		if to, err := os.Stat(name); err == nil {
-			st = to
+		e.SymlinkTarget = to
+		if st, err = os.Stat(to); err != nil {
+			return e, nil
 		}
 	}
+	e.Mode = uint32(st.Mode().Perm())
 	switch {
 	case st.IsDir():
 		e.Type = "FILE_TYPE_DIRECTORY"
 	case st.Mode().IsRegular():
 		e.Type = "FILE_TYPE_FILE"
-	case e.Type == "":
-		e.Type = "FILE_TYPE_UNSPECIFIED"
-	}
-	e.Size = strconv.FormatInt(st.Size(), 10)
-	e.Mode = uint32(st.Mode().Perm())
-	e.Permissions = st.Mode().String()
-	e.ModifiedTime = st.ModTime().UTC().Format(time.RFC3339Nano)
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		e.Owner, e.Group = ownerName(sys.Uid), groupName(sys.Gid)
 	}
 	return e, nil
 }

@@ -48,7 +48,7 @@ type Server struct {
 	opts  Options
 	dir   string
 	ours  bool // dir is to be removed
-	http  *http.Server
+	http  [2]*http.Server // without and with TLS
 	plain net.Listener
 	tls   secure
 	done  sync.WaitGroup
@@ -98,15 +98,18 @@ func (s *Server) start() (err error) {
 	if err := s.tls.listen(); err != nil {
 		return err
 	}
-	s.http = &http.Server{
-		Handler:           http.HandlerFunc(s.serve),
-		ReadHeaderTimeout: time.Minute,
-		TLSConfig:         s.tls.config,
-		ErrorLog:          quiet(),
-		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	// Two, as one that serves both knows HTTP/2 for neither.
+	for i := range s.http {
+		s.http[i] = &http.Server{
+			Handler:           http.HandlerFunc(s.serve),
+			ReadHeaderTimeout: time.Minute,
+			ErrorLog:          quiet(),
+			ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		}
 	}
-	s.done.Go(func() { _ = s.http.Serve(s.plain) })
-	s.done.Go(func() { _ = s.http.ServeTLS(s.tls.listener, "", "") })
+	s.http[1].TLSConfig = s.tls.config
+	s.done.Go(func() { _ = s.http[0].Serve(s.plain) })
+	s.done.Go(func() { _ = s.http[1].ServeTLS(s.tls.listener, "", "") })
 	return nil
 }
 
@@ -136,7 +139,7 @@ func (s *Server) Close() error {
 	for _, v := range vms {
 		v.kill()
 	}
-	err := s.http.Close()
+	err := errors.Join(s.http[0].Close(), s.http[1].Close())
 	s.done.Wait()
 	if s.ours {
 		return errors.Join(err, os.RemoveAll(s.dir))
