@@ -438,7 +438,7 @@ func (s *Server) listSnapshots(w http.ResponseWriter, r *http.Request) {
 		all = append(all, n)
 	}
 	s.mu.Unlock()
-	page, ok := paged(w, q, all, func(n *snapshot) string { return n.id })
+	page, ok := paged(w, q, all, false, func(n *snapshot) string { return place(n.created, n.id) })
 	if !ok {
 		return
 	}
@@ -557,10 +557,11 @@ func (s *Server) listSandboxes(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Unlock()
 	// The newest comes first, unless it is asked for otherwise.
-	if q.Get("order") != "asc" {
+	backwards := q.Get("order") != "asc"
+	if backwards {
 		slices.Reverse(all)
 	}
-	page, ok := paged(w, q, all, func(v Sandbox) string { return v.ID })
+	page, ok := paged(w, q, all, backwards, func(v Sandbox) string { return place(v.Created, v.ID) })
 	if !ok {
 		return
 	}

@@ -195,6 +195,14 @@ func (s *struck) Write(b []byte) (int, error) {
 	return total, nil
 }
 
+// lose cuts the connection when an answer is to be lost, also one that has
+// nothing to say.
+func lose(w http.ResponseWriter) {
+	if s, ok := w.(*struck); ok && s.fault.Lose {
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // forkFault is the status that the fork with a number fails with, or 0.
 func forkFault(w http.ResponseWriter, n int) int {
 	if s, ok := w.(*struck); ok {

@@ -7,18 +7,20 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // mostOnPage is how many a list shows at once.
 const mostOnPage = 100
 
-// paged cuts the page that is asked for out of a list, and says in a header
-// where the next one begins. A token names the last one that was shown; when
-// that one is gone meanwhile, the list begins anew, as one that was sorted by
-// time would go on somewhere near.
-func paged[T any](w http.ResponseWriter, q url.Values, all []T, id func(T) string) ([]T, bool) {
+// paged cuts the page that is asked for out of a sorted list, and says in a
+// header where the next one begins. A token names the place of the last one
+// that was shown, not that one: it may be gone meanwhile. The places of a list
+// that runs backwards fall.
+func paged[T any](w http.ResponseWriter, q url.Values, all []T, backwards bool, place func(T) string) ([]T, bool) {
 	limit := mostOnPage
 	if text := q.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
@@ -28,26 +30,32 @@ func paged[T any](w http.ResponseWriter, q url.Values, all []T, id func(T) strin
 		}
 		limit = n
 	}
-	from := 0
 	if token := q.Get("nextToken"); token != "" {
 		last, err := base64.RawURLEncoding.DecodeString(token)
 		if err != nil {
 			fail(w, http.StatusBadRequest, "Invalid next token")
 			return nil, false
 		}
-		for i, x := range all {
-			if id(x) == string(last) {
-				from = i + 1
+		from := slices.IndexFunc(all, func(x T) bool {
+			if backwards {
+				return place(x) < string(last)
 			}
+			return place(x) > string(last)
+		})
+		if from < 0 {
+			from = len(all)
 		}
+		all = all[from:]
 	}
-	page := all[from:]
-	if len(page) > limit {
-		page = page[:limit]
-		w.Header().Set("X-Next-Token", base64.RawURLEncoding.EncodeToString([]byte(id(page[limit-1]))))
+	page := all[:min(limit, len(all))]
+	if len(page) < len(all) {
+		w.Header().Set("X-Next-Token", base64.RawURLEncoding.EncodeToString([]byte(place(page[limit-1]))))
 	}
 	return page, true
 }
+
+// place is where something stands in a list that is sorted by time.
+func place(t time.Time, id string) string { return fmt.Sprintf("%019d %s", t.UnixNano(), id) }
 
 // filters reads the metadata that a list is asked for: k=v&k2=v2, encoded as
 // a whole, with each key and value encoded before that.

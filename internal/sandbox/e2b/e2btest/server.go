@@ -47,7 +47,7 @@ type Server struct {
 
 	opts  Options
 	dir   string
-	ours  bool // dir is to be removed
+	ours  bool            // dir is to be removed
 	http  [2]*http.Server // without and with TLS
 	plain net.Listener
 	tls   secure
@@ -262,6 +262,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	defer lose(w)
 	if id != "" {
 		s.data(w, r, id, cmp.Or(port, envdPort))
 		return
