@@ -33,6 +33,8 @@ var floors = map[string][]string{
 	// What a local sandbox is made of, each blind to the others: its cgroup
 	// and limits, what its processes are kept from, the layers of its bases.
 	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
+	// What E2B's provider is tested against: a server that speaks its protocol.
+	"internal/sandbox/e2b/*": {"internal/fault"},
 	// Assembles confine's filter of system calls, when that is built and tested.
 	"internal/sandbox/local/confine/filter": {},
 	"internal/sandbox/local":                {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
