@@ -193,6 +193,11 @@ func (in *initProcess) arrange(s *setup) error {
 		if err := mountAll(s); err != nil {
 			return fault.Wrap("set up", err)
 		}
+		if s.Limits.DiskBytes > 0 {
+			if err := makeBallast(reserve(s.Limits.DiskBytes)); err != nil {
+				return fault.Wrap("set up", err)
+			}
+		}
 		in.mu.Lock()
 		in.setUp = s
 		in.mu.Unlock()

@@ -77,8 +77,9 @@ func checkLimits(op string, l sandbox.Limits) error {
 }
 
 // reserve is how far the use of the disk, or of memory, may be above its limit
-// when the file system, or the host, says no. It is the room in which init
-// notices, and then that in which the agent's work is saved.
+// when the file system, or the host, says no: the room in which init notices.
+// The file system has the same once more, which init keeps back until it has
+// ended everything: so there always is room to save the agent's work in.
 func reserve(limit int64) int64 { return max(limit/8, 64<<20) }
 
 // outer are the limits of the cgroup around a sandbox with the limits l.

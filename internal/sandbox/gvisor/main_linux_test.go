@@ -65,7 +65,7 @@ func leaksBelow(root string) (leaks []string) {
 				}
 			}
 		}
-		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", sandboxesDir, "*"))
+		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", "*", sandboxesDir, "*")) // TestX/001/state
 		leaks = append(leaks, boxes...)
 		if len(leaks) == 0 || time.Now().After(deadline) {
 			return leaks

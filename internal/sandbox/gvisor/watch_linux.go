@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,8 +36,8 @@ func (in *initProcess) limitTo(l sandbox.Limits) {
 	var now unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &now); err == nil && l.Processes > 0 {
 		// The agent's processes inherit it. Init is root, and root is not
-		// held to it.
-		most := min(uint64(l.Processes), now.Max)
+		// held to it; it counts as the parent of every command's first.
+		most := min(uint64(l.Processes-1), now.Max)
 		_ = unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: most, Max: most}) // it only lowers
 	}
 	in.mu.Lock()
@@ -70,8 +71,9 @@ func (in *initProcess) watch() {
 				if bars[i].at > 0 && left < 0 {
 					in.exceeded(bars[i].limit)
 					if bars[i].limit == sandbox.DiskLimit {
-						// What is started to save the agent's work needs room,
-						// and the file system has a size.
+						// What is started to save the agent's work has that
+						// room, and no more: the file system has a size.
+						_ = os.Remove(ballast) // once; an error: it was removed
 						bars[i].at += 2 * reserve(bars[i].at)
 					}
 					continue
@@ -137,7 +139,26 @@ func diskUse() int64 {
 	if unix.Statfs(insideUpper, &st) != nil {
 		return 0
 	}
-	return int64(st.Blocks-st.Bfree) * st.Bsize
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	if held, err := os.Stat(ballast); err == nil {
+		used -= held.Size()
+	}
+	return used
+}
+
+// ballast is a file that keeps room on the disk, and takes none on the host's:
+// it has pages, and nothing was written to them.
+const ballast = insideUpper + "/ballast"
+
+func makeBallast(bytes int64) error {
+	f, err := os.OpenFile(ballast, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, bytes); err != nil {
+		return errors.Join(os.NewSyscallError("fallocate", err), f.Close())
+	}
+	return f.Close()
 }
 
 // usage is what init knows of it.
