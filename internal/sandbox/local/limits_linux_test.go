@@ -245,6 +245,34 @@ func TestAFileThatIsTooLargeSaysSo(t *testing.T) {
 	}
 }
 
+// TestLittleMoreThanTheLimitOfTheDiskIsWritten has a program write as fast as
+// it can, in files that are each small enough.
+func TestLittleMoreThanTheLimitOfTheDiskIsWritten(t *testing.T) {
+	const limit, bearable = 64 << 20, 512 << 20 // of the 1200 that it wants to write
+	s := testSpec("fast")
+	s.Limits.DiskBytes = limit
+	p := newProvider(t)
+	_, sb := newSandbox(t, p, s)
+	const hog = `i=0; while [ $i -lt 24 ]; do head -c 50M /dev/zero > hog-$i; i=$((i+1)); done; sleep 60`
+	if _, err := sb.Start(t.Context(), "hog", sandbox.Cmd{Args: []string{"sh", "-c", hog}}); err != nil {
+		t.Fatal(err)
+	}
+	wantExit(t, sb, "hog", sandbox.Exit{Code: 137, Signal: "KILL", Limit: sandbox.DiskLimit})
+	out := script(t, sb, "measure", "du -sB1 .")
+	var used int64
+	if _, err := fmt.Sscan(out, &used); err != nil {
+		t.Fatal(out)
+	}
+	t.Logf("%d MiB were written where %d were allowed", used>>20, limit>>20)
+	// An idle machine stays far below it.
+	if used > limit+bearable {
+		t.Errorf("%d MiB were written where %d were allowed", used>>20, limit>>20)
+	}
+	if used <= limit {
+		t.Errorf("%d bytes were too many", used)
+	}
+}
+
 func TestFilesThatHaveNoNameCount(t *testing.T) {
 	s := testSpec("nameless")
 	s.Limits.DiskBytes = 24 << 20

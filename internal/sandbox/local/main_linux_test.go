@@ -88,7 +88,7 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 				leaks = append(leaks, dir)
 			}
 		}
-		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", sandboxesDir, "*"))
+		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", "*", sandboxesDir, "*")) // TestX/001/state
 		leaks = append(leaks, boxes...)
 		if len(leaks) == 0 || time.Now().After(deadline) {
 			return leaks
