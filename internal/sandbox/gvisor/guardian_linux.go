@@ -412,7 +412,9 @@ func (g *guardian) kill() {
 
 // end destroys the sandbox, once. A second call waits for the first.
 func (g *guardian) end(why string) error {
-	g.setState(dying) // also while it is being saved or frozen, which then ends
+	// Who cannot attach to it any more must not see it listed.
+	_ = unix.Unlinkat(int(g.box.dir.Fd()), refFile, 0) // an error: it was never ready
+	g.setState(dying)                                  // also while it is being saved or frozen, which then ends
 	_ = g.runsc.Process.Kill()
 	g.ending.Lock()
 	defer g.ending.Unlock()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
@@ -84,6 +85,45 @@ func runscPids(t *testing.T, instance string) (pids []string) {
 		}
 	}
 	return pids
+}
+
+func TestDestroyEndsWhateverTheAgentHasMade(t *testing.T) {
+	for what, text := range map[string]string{
+		"a fork bomb":        "f() { f | f & }; f; f; sleep 60",
+		"a tree of sessions": `trap '' TERM INT HUP; i=0; while [ $i -lt 12 ]; do setsid sh -c 'trap "" TERM INT HUP; setsid sleep 600 & sleep 600' & i=$((i+1)); done; sleep 600`,
+		"a full disk":        "cat /dev/zero > full; cat /dev/zero > $HOME/full; sleep 600",
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := newProvider(t)
+			s := testSpec("crowd")
+			s.Limits = sandbox.Limits{Processes: 150, DiskBytes: 8 << 20}
+			ref, sb := newSandbox(t, p, s)
+			crowd, err := sb.Start(t.Context(), "crowd", sandbox.Cmd{Args: []string{"sh", "-c", text}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is crowded", func() bool {
+				u, err := p.Usage(t.Context(), ref)
+				said, readErr := sandbox.ReadAll(t.Context(), crowd, sandbox.Stderr, 1000)
+				if err != nil || readErr != nil {
+					t.Fatal(err, readErr)
+				}
+				// What it says is that it cannot fork, or write.
+				return u.Processes > 30 && what != "a fork bomb" || len(said) > 0 || u.DiskBytes > 8<<20
+			})
+			begin := time.Now()
+			if err := p.Destroy(t.Context(), ref); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("destroyed in %v", time.Since(begin))
+			if took := time.Since(begin); took > 30*time.Second { // two on a machine that does nothing else
+				t.Errorf("destroyed in %v", took)
+			}
+			if pids := runscPids(t, instance(t, ref)); len(pids) > 0 {
+				t.Errorf("%v still live", pids)
+			}
+		})
+	}
 }
 
 func TestALiveForkHasLimitsOfItsOwnAndRunsAlsoWhenItsParentIsPaused(t *testing.T) {

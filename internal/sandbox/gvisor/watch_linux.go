@@ -42,11 +42,10 @@ func (in *initProcess) limitTo(l sandbox.Limits) {
 	}
 	in.mu.Lock()
 	first := in.bars == nil
-	own := int64(0)
 	if in.base == 0 {
 		in.base = memoryUse()
 	}
-	own = in.base
+	own := in.base
 	in.bars = []bar{
 		{sandbox.MemoryLimit, l.MemoryBytes, func() int64 { return max(0, memoryUse()-own) }},
 		{sandbox.DiskLimit, l.DiskBytes, diskUse},
