@@ -96,7 +96,7 @@ func TestDestroyEndsWhateverTheAgentHasMade(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			p := newProvider(t)
 			s := testSpec("crowd")
-			s.Limits = sandbox.Limits{Processes: 150, DiskBytes: 8 << 20}
+			s.Limits = sandbox.Limits{Processes: 60, DiskBytes: 8 << 20}
 			ref, sb := newSandbox(t, p, s)
 			crowd, err := sb.Start(t.Context(), "crowd", sandbox.Cmd{Args: []string{"sh", "-c", text}})
 			if err != nil {
