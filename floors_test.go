@@ -38,7 +38,9 @@ var floors = map[string][]string{
 	// Assembles confine's filter of system calls, when that is built and tested.
 	"internal/sandbox/local/confine/filter": {},
 	"internal/sandbox/local":                {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
-	"internal/gateway":                      {"internal/fault", "internal/fork", "internal/gateway/ledger", "internal/gateway/governor", "internal/gateway/egress", "internal/gateway/openai"},
+	// A sandbox of gVisor's stands in a cgroup as a local one does.
+	"internal/sandbox/gvisor": {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup"},
+	"internal/gateway":        {"internal/fault", "internal/fork", "internal/gateway/ledger", "internal/gateway/governor", "internal/gateway/egress", "internal/gateway/openai"},
 	// What else a gateway is made of, each blind to the others: the pace of the
 	// fleet, the proxy to the rest of the world, what the APIs bill.
 	"internal/gateway/*": {"internal/fault", "internal/fork"},

@@ -201,8 +201,34 @@ func wantRefs(infos []sandbox.Info, want []sandbox.Ref) error {
 	return err
 }
 
-// shortLife is as short a deadline as the slowest provider can start within.
+// shortLife is as short a deadline as the slowest provider can start within,
+// on a machine that has time for it.
 const shortLife = 3 * time.Second
+
+// A brief is a sandbox that soon ends by itself.
+type brief struct {
+	ref      sandbox.Ref
+	sb       sandbox.Sandbox
+	life     time.Duration
+	deadline time.Time
+	begun    bool // what has to happen before the deadline has
+}
+
+// briefly creates a sandbox that soon ends by itself and runs f in it, on a
+// slow machine again with a longer life: until f is so far that it sets begun.
+func briefly(ctx context.Context, p sandbox.Provider, s sandbox.Spec, f func(b *brief) error) error {
+	for b := (brief{life: shortLife}); ; b.life *= 4 {
+		b.deadline = time.Now().Add(b.life)
+		s.Deadline = b.deadline
+		err := with(ctx, p, s, func(ref sandbox.Ref, sb sandbox.Sandbox) error {
+			b.ref, b.sb = ref, sb
+			return f(&b)
+		})
+		if err == nil || b.begun || b.life > 10*shortLife || time.Now().Before(b.deadline) {
+			return err
+		}
+	}
+}
 
 // untilGone waits for a sandbox to go by itself.
 func untilGone(ctx context.Context, p sandbox.Provider, ref sandbox.Ref) error {
@@ -220,17 +246,17 @@ func untilGone(ctx context.Context, p sandbox.Provider, ref sandbox.Ref) error {
 
 func deadline(ctx context.Context, p sandbox.Provider, key string) error {
 	s := spec(key)
-	s.Deadline = time.Now().Add(shortLife)
 	s.Labels = map[string]string{sandbox.LabelRun: key}
-	return with(ctx, p, s, func(ref sandbox.Ref, sb sandbox.Sandbox) error {
+	return briefly(ctx, p, s, func(b *brief) error {
 		cmd := sandbox.Cmd{Args: []string{"sh", "-c", "while :; do sleep 0.05; done", marker(key)}}
-		if _, err := sb.Start(ctx, "long", cmd); err != nil {
+		if _, err := b.sb.Start(ctx, "long", cmd); err != nil {
 			return failed("start: %w", err)
 		}
-		if err := untilGone(ctx, p, ref); err != nil {
+		b.begun = true
+		if err := untilGone(ctx, p, b.ref); err != nil {
 			return err
 		}
-		if early := time.Until(s.Deadline); early > 0 {
+		if early := time.Until(b.deadline); early > 0 {
 			return failed("the sandbox was gone %v before its deadline", early)
 		}
 		if _, ok := sandbox.As[sandbox.HostBound](p); ok {
@@ -251,26 +277,30 @@ func deadline(ctx context.Context, p sandbox.Provider, key string) error {
 }
 
 func moveDeadline(ctx context.Context, p sandbox.Provider, key string) error {
-	short := func(name string) sandbox.Spec {
-		s := spec(key + name)
-		s.Deadline = time.Now().Add(shortLife)
-		return s
-	}
-	return with(ctx, p, short("-moved"), func(moved sandbox.Ref, sb sandbox.Sandbox) error {
-		if err := sb.SetDeadline(ctx, time.Now().Add(lifetime)); err != nil {
+	return briefly(ctx, p, spec(key+"-moved"), func(moved *brief) error {
+		if err := moved.sb.SetDeadline(ctx, time.Now().Add(lifetime)); err != nil {
 			return failed("set deadline: %w", err)
 		}
+		moved.begun = true
 		// One that was created later with the same lifetime is the clock.
-		err := with(ctx, p, short("-clock"), func(clock sandbox.Ref, _ sandbox.Sandbox) error { return untilGone(ctx, p, clock) })
-		if err != nil {
-			return err
+		s := spec(key + "-clock")
+		s.Deadline = time.Now().Add(moved.life)
+		clock, err := p.Create(ctx, s)
+		switch {
+		case err == nil:
+			err = errors.Join(untilGone(ctx, p, clock), destroy(ctx, p, clock))
+		case time.Now().After(s.Deadline):
+			err = nil // too slow to be made, and as good a clock
 		}
-		if err := sb.Health(ctx); err != nil {
+		if err != nil {
+			return failed("the clock: %w", err)
+		}
+		if err := moved.sb.Health(ctx); err != nil {
 			return failed("after its first deadline: %w", err)
 		}
-		if err := sb.SetDeadline(ctx, time.Now().Add(time.Second)); err != nil {
+		if err := moved.sb.SetDeadline(ctx, time.Now().Add(time.Second)); err != nil {
 			return failed("set deadline: %w", err)
 		}
-		return untilGone(ctx, p, moved)
+		return untilGone(ctx, p, moved.ref)
 	})
 }

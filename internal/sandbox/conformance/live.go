@@ -219,13 +219,12 @@ func pausedDeadline(ctx context.Context, p sandbox.Provider, key string) error {
 	if !ok {
 		return nil
 	}
-	s := spec(key)
-	s.Deadline = time.Now().Add(shortLife)
-	return with(ctx, p, s, func(ref sandbox.Ref, _ sandbox.Sandbox) error {
-		if err := pauser.Pause(ctx, ref); err != nil {
+	return briefly(ctx, p, spec(key), func(b *brief) error {
+		if err := pauser.Pause(ctx, b.ref); err != nil {
 			return failed("pause: %w", err)
 		}
-		return untilGone(ctx, p, ref)
+		b.begun = true
+		return untilGone(ctx, p, b.ref)
 	})
 }
 

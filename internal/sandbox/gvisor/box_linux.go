@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Names in the state folder.
@@ -31,6 +32,7 @@ const (
 // Names in the folder of a sandbox.
 const (
 	specFile   = "spec.json"
+	pausedFile = "paused"   // there while the sandbox is
 	refFile    = "ref.json" // written when commands can be started
 	lifeFile   = "life"     // locked for as long as the guardian lives
 	logFile    = "log"      // what the guardian, runsc and init have to say
@@ -48,7 +50,7 @@ const (
 func keyName(key string) string { return "k-" + key }
 
 func basePath(dir, key string) string {
-	return filepath.Join(dir, basesDir, keyName(key)+".erofs")
+	return filepath.Join(dir, basesDir, keyName(key)+imageSuffix)
 }
 
 // makeState makes the folders. What is in them is nobody else's business.
@@ -111,8 +113,13 @@ var errLocked = errors.New("locked by somebody else")
 // when every copy of the descriptor, in whatever process, is closed. A
 // blocking flock cannot be called off, so it is asked for again and again.
 func lock(ctx context.Context, f *os.File, wait bool) error {
+	return lockAs(ctx, f, unix.LOCK_EX, wait)
+}
+
+// lockAs is lock for LOCK_EX or LOCK_SH.
+func lockAs(ctx context.Context, f *os.File, how int, wait bool) error {
 	for step := time.Millisecond; ; step = min(2*step, 50*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
@@ -231,7 +238,7 @@ func (b *box) bury(ctx context.Context, dir string) error {
 	var r record
 	if err := b.readJSON(specFile, &r); err == nil && validInstance(r.Instance) {
 		// The kernel is killing what the guardian has started, or has done so.
-		if err := awaitDeath(ctx, r.Instance); err != nil {
+		if err := errors.Join(cgroup.Open(r.Cgroups).Remove(ctx), awaitDeath(ctx, r.Instance)); err != nil {
 			return err
 		}
 	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -323,7 +330,7 @@ func killProcesses(chosen func(args []string) bool) (int, error) {
 
 // sweep deletes what workers and guardians that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	errs := []error{p.sweepPrograms()}
+	errs := []error{p.sweepPrograms(), p.sweepBases()}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

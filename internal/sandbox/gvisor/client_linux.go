@@ -104,6 +104,17 @@ func (a *attached) hello(ctx context.Context, op string) (state, error) {
 // Start asks init, which remembers the ids.
 func (a *attached) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandbox.Process, error) {
 	const op = "gvisor: start process"
+	q := request{Op: opStart, ID: id, Cmd: wireCommand(cmd)}
+	if err := checkStart(op, q); err != nil {
+		return nil, err
+	}
+	if _, err := a.ask(ctx, op, q); err != nil {
+		return nil, err
+	}
+	return &attachedProcess{a, id}, nil
+}
+
+func wireCommand(cmd sandbox.Cmd) *command {
 	c := &command{Dir: []byte(cmd.Dir), Stdin: []byte(cmd.Stdin)}
 	if cmd.Dir == "" {
 		c.Dir = []byte(sandbox.Workspace)
@@ -114,14 +125,7 @@ func (a *attached) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandb
 	for _, s := range cmd.Env {
 		c.Env = append(c.Env, []byte(s))
 	}
-	q := request{Op: opStart, ID: id, Cmd: c}
-	if err := checkStart(op, q); err != nil {
-		return nil, err
-	}
-	if _, err := a.ask(ctx, op, q); err != nil {
-		return nil, err
-	}
-	return &attachedProcess{a, id}, nil
+	return c
 }
 
 // Process asks init whether there is one.
@@ -266,7 +270,17 @@ func (p *attachedProcess) look(ctx context.Context, op, what string) (sandbox.Ex
 	if err != nil || r.Exit == nil {
 		return sandbox.Exit{}, false, err
 	}
-	return sandbox.Exit{Code: r.Exit.Code & 0xff, Signal: cut(r.Exit.Signal)}, true, nil
+	return tame(*r.Exit), true, nil
+}
+
+// tame makes of what a sandbox says of an exit one that can be.
+func tame(e sandbox.Exit) sandbox.Exit {
+	e.Code &= 0xff
+	e.Signal = cut(e.Signal)
+	if e.Limit != sandbox.MemoryLimit && e.Limit != sandbox.DiskLimit {
+		e.Limit = ""
+	}
+	return e
 }
 
 // Signal asks init to signal the process group.

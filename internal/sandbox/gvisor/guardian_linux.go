@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Supervise is the body of the program that [Options].Guardian names. It runs
@@ -33,6 +35,8 @@ func Supervise(args []string) int {
 		return guardianMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
 	case len(args) == 1 && args[0] == initWord:
 		return initMain()
+	case len(args) > 2 && args[0] == enterWord:
+		return enterMain(args[1], args[2:])
 	}
 	fmt.Fprintln(os.Stderr, "This program owns one gVisor sandbox. The worker starts it; there is nothing to do with it by hand.")
 	return 2
@@ -40,8 +44,9 @@ func Supervise(args []string) int {
 
 // The arguments of Supervise.
 const (
-	runWord  = "run"
-	initWord = "init"
+	runWord   = "run"
+	initWord  = "init"
+	enterWord = "enter" // wait to be put into the cgroup, and be runsc
 )
 
 // The descriptors that a guardian is started with.
@@ -63,6 +68,7 @@ type guardian struct {
 	box    *box
 	log    *slog.Logger
 
+	group *cgroup.Group
 	runsc *exec.Cmd     // it lives as long as the sandbox
 	dead  chan struct{} // closed when runsc is
 	link  *mux
@@ -145,6 +151,7 @@ func newGuardian(path string, log *slog.Logger) (*guardian, error) {
 	if err := b.readJSON(specFile, &g.record); err != nil {
 		return nil, err
 	}
+	g.group = cgroup.Open(g.record.Cgroups)
 	g.deadline = g.record.Deadline
 	return g, nil
 }
@@ -234,6 +241,10 @@ func (g *guardian) startRunsc() error {
 	g.runsc = g.runscCommand(append(args, g.record.Instance)...)
 	g.runsc.Stdin, g.runsc.Stdout, g.runsc.Stderr = orders, answers, os.Stderr
 	g.runsc.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	entered, err := g.enterGroup()
+	if err != nil {
+		return err
+	}
 	started := make(chan error)
 	g.dead = make(chan struct{})
 	go func() {
@@ -251,7 +262,13 @@ func (g *guardian) startRunsc() error {
 		_ = fromInit.Close()
 		g.runscGone()
 	}()
-	if err := <-started; err != nil {
+	err = <-started
+	if err == nil {
+		err = entered(g.runsc.Process.Pid)
+	} else {
+		_ = entered(0)
+	}
+	if err != nil && g.runsc.Process == nil {
 		close(g.dead)
 		return fault.New("start runsc", fault.Unsupported, "%w", err).Hinted("%s", install)
 	}
@@ -395,7 +412,9 @@ func (g *guardian) kill() {
 
 // end destroys the sandbox, once. A second call waits for the first.
 func (g *guardian) end(why string) error {
-	g.setState(dying) // also while it is being saved or frozen, which then ends
+	// Who cannot attach to it any more must not see it listed.
+	_ = unix.Unlinkat(int(g.box.dir.Fd()), refFile, 0) // an error: it was never ready
+	g.setState(dying)                                  // also while it is being saved or frozen, which then ends
 	_ = g.runsc.Process.Kill()
 	g.ending.Lock()
 	defer g.ending.Unlock()
@@ -406,7 +425,9 @@ func (g *guardian) end(why string) error {
 	}
 	g.log.Info("destroying", "why", why)
 	g.kill()
-	g.overBy = g.box.remove(g.record.Dir, g.record.Instance)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	g.overBy = errors.Join(g.group.Remove(ctx), g.box.remove(g.record.Dir, g.record.Instance))
 	if g.overBy != nil {
 		g.log.Error("not everything could be removed", "err", g.overBy)
 	}
@@ -473,6 +494,12 @@ func (g *guardian) talk(c *net.UnixConn) {
 		err = g.end("asked to")
 	case opFreeze:
 		err = g.freeze(q.Base)
+	case opSnapshot:
+		err = g.snapshot(q.Base)
+	case opPause, opResume:
+		err = g.pause(q.Op)
+	case opUsage:
+		r.Usage, err = g.usage()
 	case opDeadline:
 		g.mu.Lock()
 		g.deadline = q.Deadline
@@ -484,7 +511,7 @@ func (g *guardian) talk(c *net.UnixConn) {
 	case opSave:
 		g.save(c)
 		return
-	case opSetup, opPack:
+	case opSetup, opPack, opCopy:
 		err = fault.New("sandbox", fault.Invalid, "%q is not for workers", q.Op)
 	default:
 		if err = g.usable(q.Op); err == nil {
@@ -544,21 +571,29 @@ func (g *guardian) freeze(key string) error {
 	}
 	g.setState(used)
 	stage := filepath.Join(g.box.path, stageFile)
-	if err := g.pack(stage); err != nil {
+	if err := g.pack(opPack, stage); err != nil {
 		return fileFault(op, err)
 	}
-	return fileFault(op, publish(stage, basePath(g.record.Dir, key)))
+	return fileFault(op, g.publish(stage, key))
 }
 
-// pack writes an image of what init sends.
-func (g *guardian) pack(name string) error {
+// publish makes a base of the image, and says of whom.
+func (g *guardian) publish(stage, key string) error {
+	if err := writeMeta(g.record.Dir, key, g.record.Labels); err != nil {
+		return err
+	}
+	return publish(stage, basePath(g.record.Dir, key))
+}
+
+// pack writes an image of what init sends when it is asked for op.
+func (g *guardian) pack(op, name string) error {
 	s, err := g.link.open()
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	var r response
-	if err = writeMessage(s, request{Version: protocol, Op: opPack}); err == nil {
+	if err = writeMessage(s, request{Version: protocol, Op: op}); err == nil {
 		err = readMessage(s, &r, maxReply)
 	}
 	if err == nil {

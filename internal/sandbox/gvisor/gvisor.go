@@ -46,6 +46,7 @@ package gvisor
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -84,13 +85,19 @@ type Provider struct {
 	guardian []string
 	runsc    string
 	log      *slog.Logger
+	told     atomic.Bool // what is not enforced here
 }
 
 var (
-	_ sandbox.Provider   = (*Provider)(nil)
-	_ sandbox.HostBound  = (*Provider)(nil)
-	_ sandbox.Freezer    = (*Provider)(nil)
-	_ sandbox.LiveForker = (*Provider)(nil)
+	_ sandbox.Provider    = (*Provider)(nil)
+	_ sandbox.HostBound   = (*Provider)(nil)
+	_ sandbox.Snapshotter = (*Provider)(nil)
+	_ sandbox.LiveForker  = (*Provider)(nil)
+	_ sandbox.Pauser      = (*Provider)(nil)
+	_ sandbox.Terminaler  = (*Provider)(nil)
+	_ sandbox.PortDialer  = (*Provider)(nil)
+	_ sandbox.Limiter     = (*Provider)(nil)
+	_ sandbox.Meter       = (*Provider)(nil)
 )
 
 // New returns a provider. It touches nothing on the host before the first

@@ -48,6 +48,41 @@ func (p *Provider) ForkLive(context.Context, sandbox.Ref, []sandbox.Spec) ([]san
 	return nil, unsupported("fork live")
 }
 
+// Snapshot fails with fault.Unsupported.
+func (p *Provider) Snapshot(context.Context, sandbox.Ref, string) error {
+	return unsupported("snapshot sandbox")
+}
+
+// Bases returns nothing: there can be no base here.
+func (p *Provider) Bases(context.Context) ([]sandbox.BaseInfo, error) { return nil, nil }
+
+// RemoveBase fails with fault.Unsupported.
+func (p *Provider) RemoveBase(context.Context, string) error { return unsupported("remove base") }
+
+// Pause fails with fault.Unsupported.
+func (p *Provider) Pause(context.Context, sandbox.Ref) error { return unsupported("pause sandbox") }
+
+// Resume fails with fault.Unsupported.
+func (p *Provider) Resume(context.Context, sandbox.Ref) error { return unsupported("resume sandbox") }
+
+// OpenTerminal fails with fault.Unsupported.
+func (p *Provider) OpenTerminal(context.Context, sandbox.Ref, sandbox.Cmd, sandbox.TerminalSize) (sandbox.Terminal, error) {
+	return nil, unsupported("open terminal")
+}
+
+// DialPort fails with fault.Unsupported.
+func (p *Provider) DialPort(context.Context, sandbox.Ref, int) (sandbox.Conn, error) {
+	return nil, unsupported("dial port")
+}
+
+// Unenforced returns nothing: there is nothing to enforce anything on.
+func (p *Provider) Unenforced(sandbox.Limits) []sandbox.Limit { return nil }
+
+// Usage fails with fault.Unsupported.
+func (p *Provider) Usage(context.Context, sandbox.Ref) (sandbox.Usage, error) {
+	return sandbox.Usage{}, unsupported("usage")
+}
+
 // Supervise says that it cannot and returns 1.
 func Supervise([]string) int {
 	fmt.Fprintln(os.Stderr, unsupported("supervise"))

@@ -80,10 +80,18 @@ type initProcess struct {
 	hand     hand
 	programs programs
 
-	mu      sync.Mutex
-	setUp   *setup
-	gateway net.Listener
-	packed  bool
+	arranging sync.Mutex
+	gateway   net.Listener // guarded by arranging
+
+	mu     sync.Mutex
+	setUp  *setup // written with arranging held, too
+	packed bool
+	bars   []bar
+	base   int64 // the memory that was used before there was any program
+
+	uploads sync.RWMutex // held for reading while a file is on its way to its name
+	still   sync.RWMutex // held for reading while init does something in the sandbox, for writing while it is being stopped
+	halted  map[int]bool // guarded by still; not nil: it is paused, these had been stopped before
 }
 
 // talk answers one request.
@@ -127,8 +135,30 @@ func (in *initProcess) answer(q request, r *response, s *stream) (raw func(bool)
 		return nil, fault.New(op, fault.Conflict, "the sandbox was frozen and can only be destroyed")
 	}
 	switch q.Op {
+	case opHealth, opStart, opSignal, opRead, opWrite, opTerminal, opDial:
+		done, err := in.awake()
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+	}
+	switch q.Op {
 	case opHealth:
 		return nil, in.hand.do(func() error { return nil })
+	case opTerminal:
+		return in.terminal(q, s)
+	case opDial:
+		return dial(q.Port, s)
+	case opPause:
+		return nil, in.pause()
+	case opResume:
+		in.resume()
+		return nil, nil
+	case opUsage:
+		r.Usage = in.usage()
+		return nil, nil
+	case opCopy:
+		return in.copyAll(s)
 	case opStart:
 		return nil, in.start(q)
 	case opProcess, opWait:
@@ -154,17 +184,28 @@ func (in *initProcess) answer(q request, r *response, s *stream) (raw func(bool)
 // arrange makes the sandbox what it is to be. In one that was restored there
 // is nothing to do but to listen for whom a new guardian answers.
 func (in *initProcess) arrange(s *setup) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
 	if s == nil {
 		return fault.New("set up", fault.Invalid, "with nothing")
 	}
+	in.arranging.Lock()
+	defer in.arranging.Unlock()
 	if in.setUp == nil {
 		if err := mountAll(s); err != nil {
 			return fault.Wrap("set up", err)
 		}
+		if s.Limits.DiskBytes > 0 {
+			if err := makeBallast(reserve(s.Limits.DiskBytes)); err != nil {
+				return fault.Wrap("set up", err)
+			}
+		}
+		in.mu.Lock()
 		in.setUp = s
+		in.mu.Unlock()
 	}
+	// Of the processes of a fork whose parent was paused nobody knows that
+	// they are.
+	in.resume()
+	in.limitTo(s.Limits)
 	if s.Gateway && in.gateway == nil {
 		l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: sandbox.GatewayPort})
 		if err != nil {
@@ -427,6 +468,8 @@ func (in *initProcess) upload(name string, s *stream) (func(bool), error) {
 		return nil, writeFault(op, err)
 	}
 	return func(ok bool) {
+		in.uploads.RLock()
+		defer in.uploads.RUnlock()
 		err := errors.New("nobody waits for it")
 		if ok {
 			err = receive(f, s)

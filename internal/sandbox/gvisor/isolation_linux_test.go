@@ -103,15 +103,27 @@ func TestADiskLimitIsTheAgentsAndNotItsLogs(t *testing.T) {
 	p := newProvider(t)
 	s := testSpec("disk")
 	s.Limits.DiskBytes = 20 << 20
-	_, sb := newSandbox(t, p, s)
-	out := script(t, sb, "fill", "dd if=/dev/zero of=big bs=1M count=50 || true; ! echo more > $HOME/more || true; seq 300000 | tail -n 1; head -c 3000000 /dev/zero | tr '\\0' x | wc -c")
-	if !strings.Contains(out, "No space left on device") || !strings.HasSuffix(out, "300000\n3000000") {
+	ref, sb := newSandbox(t, p, s)
+	hog, err := sb.Start(t.Context(), "hog", sandbox.Cmd{Args: []string{"sh", "-c", "dd if=/dev/zero of=big bs=1M count=400; sleep 60"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := hog.Wait(t.Context()); err != nil || exit.Limit != sandbox.DiskLimit {
+		t.Fatalf("%+v, %v", exit, err)
+	}
+	// There is room to save the work in, and then the file system is full:
+	// nothing gets beyond that.
+	out := script(t, sb, "fill", "dd if=/dev/zero of=bundle bs=1M count=8 2>/dev/null && echo saved; dd if=/dev/zero of=more bs=1M count=400 || true; ! echo more > $HOME/more || true; seq 300000 | tail -n 1; head -c 3000000 /dev/zero | tr '\\0' x | wc -c")
+	if !strings.HasPrefix(out, "saved\n") || !strings.Contains(out, "No space left on device") || !strings.HasSuffix(out, "300000\n3000000") {
 		t.Errorf("%.300s", out)
 	}
 	if out := script(t, sb, "say", "seq 100000"); !strings.HasSuffix(out, "\n100000") {
 		t.Error("what a process says on a full disk is lost")
 	}
-	if out := script(t, sb, "again", "rm big && echo fits > small && cat small"); out != "fits" {
+	if u, err := p.Usage(t.Context(), ref); err != nil || u.DiskBytes < 100<<20 || u.DiskBytes > 20<<20+2*reserve(20<<20) {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if out := script(t, sb, "again", "rm big more && echo fits > small && cat small"); out != "fits" {
 		t.Error(out)
 	}
 }

@@ -40,8 +40,9 @@ func runAndLookForLeaks(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	before := cgroupsOfSandboxes()
 	code := m.Run()
-	if leaks := leaksBelow(root); len(leaks) > 0 {
+	if leaks := leaksBelow(root, before); len(leaks) > 0 {
 		fmt.Fprintf(os.Stderr, "LEAKED:\n%s\n", strings.Join(leaks, "\n"))
 		code = max(code, 1)
 	}
@@ -54,8 +55,9 @@ func runAndLookForLeaks(m *testing.M) int {
 
 // leaksBelow looks until there is nothing to be seen, for some seconds: what
 // was killed last may still be on its way out.
-func leaksBelow(root string) (leaks []string) {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+func leaksBelow(root string, before map[string]bool) (leaks []string) {
+	empty := map[string]bool{} // cgroups that were so at every look
+	for look, deadline := 0, time.Now().Add(5*time.Second); ; look++ {
 		leaks = nil
 		for _, kind := range []string{"cmdline", "mountinfo"} {
 			files, _ := filepath.Glob("/proc/[0-9]*/" + kind)
@@ -65,12 +67,35 @@ func leaksBelow(root string) (leaks []string) {
 				}
 			}
 		}
-		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", sandboxesDir, "*"))
+		// Another test's are there for as long as somebody lives in them, and
+		// for a moment before and after.
+		now := map[string]bool{}
+		for dir := range cgroupsOfSandboxes() {
+			procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			if !before[dir] && err == nil && len(procs) == 0 && (look == 0 || empty[dir]) {
+				now[dir] = true
+				leaks = append(leaks, dir)
+			}
+		}
+		empty = now
+		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", "*", sandboxesDir, "*")) // TestX/001/state
 		leaks = append(leaks, boxes...)
 		if len(leaks) == 0 || time.Now().After(deadline) {
 			return leaks
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+func cgroupsOfSandboxes() map[string]bool {
+	found := map[string]bool{}
+	for _, above := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, _ := filepath.Glob(filepath.Join(above, "sandbox-temporal", "sandbox-temporal-*"))
+		for _, d := range dirs {
+			found[d] = true
+		}
+	}
+	return found
 }
 
 // supervisor builds the program that guards sandboxes and is their init: a

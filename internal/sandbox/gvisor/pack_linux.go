@@ -43,26 +43,31 @@ func (in *initProcess) pack(s *stream) (func(bool), error) {
 		if !ok {
 			return
 		}
-		out := bufio.NewWriterSize(s, maxData)
-		p := packer{to: out, names: map[[2]uint64]string{}, buf: make([]byte, 256<<10)}
-		for _, m := range in.setUp.Mounts {
-			p.skip = append(p.skip, m.Target)
-		}
-		var err error
-		for _, l := range layers {
-			if err = p.walk(l.target, "/"+l.name); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			err = writeMessage(out, packed{Fault: cut(err.Error())})
-		} else {
-			err = writeChunk(out, nil)
-		}
-		if err := errors.Join(err, out.Flush()); err != nil {
-			_ = s.Close()
-		}
+		in.sendAll(s)
 	}, nil
+}
+
+// sendAll sends what is in the folders that can be written to.
+func (in *initProcess) sendAll(s *stream) {
+	out := bufio.NewWriterSize(s, maxData)
+	p := packer{to: out, names: map[[2]uint64]string{}, buf: make([]byte, 256<<10)}
+	for _, m := range in.setUp.Mounts {
+		p.skip = append(p.skip, m.Target)
+	}
+	var err error
+	for _, l := range layers {
+		if err = p.walk(l.target, "/"+l.name); err != nil {
+			break
+		}
+	}
+	if err != nil {
+		err = writeMessage(out, packed{Fault: cut(err.Error())})
+	} else {
+		err = writeChunk(out, nil)
+	}
+	if err := errors.Join(err, out.Flush()); err != nil {
+		_ = s.Close()
+	}
 }
 
 // killAll returns when init is alone.

@@ -67,6 +67,7 @@ type program struct {
 	pid   int           // of the process, and of its group
 	done  chan struct{} // closed when it has ended
 	exit  sandbox.Exit  // read after done
+	limit sandbox.Limit // guarded by programs.mu: what it is being ended for
 }
 
 // A programs is what init has started.
@@ -110,7 +111,11 @@ func (p *programs) take() {
 		}
 		if g, ok := p.ids[pid]; ok {
 			delete(p.ids, pid)
-			g.end(exitOf(status))
+			exit := exitOf(status)
+			if g.limit != "" && exit.Code != 0 {
+				exit = sandbox.Exit{Code: 128 + int(unix.SIGKILL), Signal: string(sandbox.Kill), Limit: g.limit}
+			}
+			g.end(exit)
 		}
 	}
 }
@@ -203,22 +208,13 @@ func (in *initProcess) start(q request) error {
 	return g.err
 }
 
-// run runs the program as the agent, in a session of its own. One that cannot
-// be run is no error but an exit code, and a note on its stderr.
+// run runs the program as the agent, in a session of its own, with files for
+// what it writes. One that cannot be run is no error but an exit code, and a
+// note on its stderr.
 func (in *initProcess) run(g *program, q request) error {
 	const op = "start process"
 	var stdin *os.File
-	var file string
-	dir, env := string(q.Cmd.Dir), addEnv(environment(), q.Cmd.Env)
-	args := make([]string, len(q.Cmd.Args))
-	for i, a := range q.Cmd.Args {
-		args[i] = string(a)
-	}
-	var missing error
 	err := in.hand.do(func() (err error) {
-		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-			return fault.New(op, fault.Invalid, "folder %q: %w", dir, errors.Join(err, unix.ENOTDIR))
-		}
 		if len(q.Cmd.Stdin) > 0 {
 			stdin, err = openRegular(string(q.Cmd.Stdin))
 		} else {
@@ -227,7 +223,6 @@ func (in *initProcess) run(g *program, q request) error {
 		if err != nil {
 			return fault.New(op, fault.Invalid, "standard input: %w", err)
 		}
-		file, missing = lookPath(args[0], dir, env)
 		return nil
 	})
 	if err != nil {
@@ -247,30 +242,56 @@ func (in *initProcess) run(g *program, q request) error {
 		}
 		g.outs[stream], pipes = out, append(pipes, pipe)
 	}
+	exit, note, err := in.execute(g, q, []uintptr{stdin.Fd(), pipes[0].Fd(), pipes[1].Fd()}, false)
+	if err != nil || exit.Code == 0 {
+		return err
+	}
+	if _, err := pipes[1].WriteString(note); err != nil {
+		return err
+	}
+	g.end(exit)
+	return nil
+}
+
+// execute starts the program as the agent, in a session of its own, with the
+// files as its first descriptors; with terminal, they are the session's. When
+// it cannot be run, exit and note say why.
+func (in *initProcess) execute(g *program, q request, files []uintptr, terminal bool) (exit sandbox.Exit, note string, err error) {
+	const op = "start process"
+	var file string
+	dir, env := string(q.Cmd.Dir), addEnv(environment(), q.Cmd.Env)
+	args := make([]string, len(q.Cmd.Args))
+	for i, a := range q.Cmd.Args {
+		args[i] = string(a)
+	}
+	var missing error
+	err = in.hand.do(func() error {
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			return fault.New(op, fault.Invalid, "folder %q: %w", dir, errors.Join(err, unix.ENOTDIR))
+		}
+		file, missing = lookPath(args[0], dir, env)
+		return nil
+	})
+	if err != nil {
+		return exit, "", err
+	}
 	if err = missing; err == nil {
 		err = in.programs.exec(g, file, args, &syscall.ProcAttr{
-			Dir: dir, Env: env, Files: []uintptr{stdin.Fd(), pipes[0].Fd(), pipes[1].Fd()},
-			Sys: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: agentID, Gid: agentID}},
+			Dir: dir, Env: env, Files: files,
+			Sys: &syscall.SysProcAttr{Setsid: true, Setctty: terminal, Credential: credential()},
 		})
-	}
-	ended := func(code int, format string, a ...any) error {
-		if _, err := fmt.Fprintf(pipes[1], format, a...); err != nil {
-			return err
-		}
-		g.end(sandbox.Exit{Code: code})
-		return nil
 	}
 	switch {
 	case err == nil:
-		return nil
+		return exit, "", nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return ended(exitNotFound, "sandbox: %s: command not found\n", cut(args[0]))
+		return sandbox.Exit{Code: exitNotFound}, fmt.Sprintf("sandbox: %s: command not found\n", cut(args[0])), nil
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ELOOP):
-		return ended(exitNoExec, "sandbox: %s: %v\n", cut(args[0]), err)
+		return sandbox.Exit{Code: exitNoExec}, fmt.Sprintf("sandbox: %s: %v\n", cut(args[0]), err), nil
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
-		return fault.New(op, fault.Unavailable, "%w", err)
+		return exit, "", fault.New(op, fault.Unavailable, "%w", err)
 	}
-	return fault.New(op, fault.Invalid, "%w", err)
+	return exit, "", fault.New(op, fault.Invalid, "%w", err)
 }
 
 // exec forks under the lock that the reaper needs.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/cgroup"
 )
 
 // Create starts a guardian and waits until it says that the sandbox is ready.
@@ -28,7 +29,6 @@ func (p *Provider) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, 
 		return sandbox.Ref{}, err
 	}
 	return p.create(ctx, op, r, func() (err error) {
-		p.warnLimits(ctx, spec)
 		if r.Runsc, err = findRunsc(p.runsc); err != nil {
 			return err
 		}
@@ -63,6 +63,15 @@ func (p *Provider) create(ctx context.Context, op string, r record, prepare func
 	ref, err := p.existing(ctx, op, r.Key)
 	if err == nil || fault.KindOf(err) != fault.NotFound {
 		return ref, err
+	}
+	if r.Base != "" {
+		// Until the sandbox is known to stand on it.
+		lock, err := p.lockBase(ctx, r.Base, false)
+		if err != nil {
+			return sandbox.Ref{}, contextFault(ctx, op, err)
+		}
+		defer lock.Close()
+		usedNow(p.dir, r.Base)
 	}
 	if err = prepare(); err == nil {
 		ref, err = p.make(ctx, *to)
@@ -145,6 +154,8 @@ func (p *Provider) make(ctx context.Context, r record) (sandbox.Ref, error) {
 		return sandbox.Ref{}, errors.Join(err, b.remove(p.dir, r.Instance))
 	}
 	defer life.Close()
+	group := cgroup.Find().Group(r.Instance)
+	r.Cgroups = group.Paths()
 	err = func() error {
 		if err := lock(ctx, life, false); err != nil {
 			return err
@@ -162,6 +173,8 @@ func (p *Provider) make(ctx context.Context, r record) (sandbox.Ref, error) {
 			return err
 		}
 		b.path = p.boxPath(r.Key)
+		p.openGroup(ctx, group, r.Limits)
+		defer group.Close() // it is in the record
 		return p.startGuardian(ctx, b, life, r.Identity)
 	}()
 	if err != nil {
@@ -442,7 +455,10 @@ func (p *Provider) info(ctx context.Context, path string) (*sandbox.Info, error)
 	if err := b.readJSON(refFile, &h); err != nil {
 		return nil, ignoreGone(err)
 	}
-	return &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created}, nil
+	info := &sandbox.Info{Ref: h.ref(), Labels: r.Labels, Created: r.Created}
+	var st unix.Stat_t
+	info.Paused = unix.Fstatat(int(b.dir.Fd()), pausedFile, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return info, nil
 }
 
 // Base returns nil when a base is stored under key. Whether the bytes in it

@@ -256,7 +256,7 @@ var initCapabilities = []string{
 // writeConfig writes config.json into the folder of the sandbox and makes what
 // it speaks of. A sandbox that is restored has the root of the one it was.
 func writeConfig(box string, r record, argv []string) (setup, error) {
-	set := setup{Base: r.Base != "", Gateway: r.Gateway != ""}
+	set := setup{Base: r.Base != "", Gateway: r.Gateway != "", Limits: r.Limits}
 	mounts := []ociMount{
 		{Destination: "/usr", Type: "bind", Source: "/usr", Options: []string{"ro", "rbind", "nosuid", "nodev"}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", "size=268435456"}},
@@ -293,8 +293,8 @@ func writeConfig(box string, r record, argv []string) (setup, error) {
 	notes := map[string]string{"dev.gvisor.spec.rootfs.source": image, "dev.gvisor.spec.rootfs.type": "erofs"}
 	for _, dir := range []string{outputDir, upperDir} {
 		source, target, options := filepath.Join(box, dir), path.Join(insideDir, dir), "rw"
-		if dir == upperDir && r.Disk > 0 {
-			options += ",size=" + strconv.FormatInt(r.Disk, 10)
+		if dir == upperDir && r.Limits.DiskBytes > 0 {
+			options += ",size=" + strconv.FormatInt(r.Limits.DiskBytes+2*reserve(r.Limits.DiskBytes), 10)
 		}
 		mounts = append(mounts, ociMount{Destination: target, Type: "bind", Source: source, Options: []string{"rw", "rbind"}})
 		// Not the host's folder but a file system of gVisor's own, whose data

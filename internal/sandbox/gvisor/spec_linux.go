@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -30,7 +29,8 @@ type record struct {
 	Gateway  string            `json:"gateway,omitempty"` // the path of the socket
 	Dir      string            `json:"dir"`               // the state folder
 	Base     string            `json:"base,omitempty"`
-	Disk     int64             `json:"disk,omitempty"` // how many bytes the agent may write; 0: as many as there are
+	Limits   sandbox.Limits    `json:"limits"`
+	Cgroups  []string          `json:"cgroups,omitempty"` // the folders of its cgroup; written before they are made
 	Identity identity          `json:"identity"`
 	Runsc    string            `json:"runsc"`
 	Program  string            `json:"program"`        // what init is
@@ -76,8 +76,8 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 			return record{}, err
 		}
 	}
-	if s.Limits.DiskBytes < 0 {
-		return bad("a limit of %d bytes of disk", s.Limits.DiskBytes)
+	if err := checkLimits(op, s.Limits); err != nil {
+		return record{}, err
 	}
 	dir, err := filepath.Abs(p.dir)
 	if err != nil || p.dir == "" || len(dir) > 3000 {
@@ -88,7 +88,7 @@ func (p *Provider) check(op string, s sandbox.Spec) (record, error) {
 	}
 	return record{
 		Version: recordVersion, Key: s.Key, Instance: newInstance(), Created: time.Now().UTC(), Deadline: s.Deadline,
-		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Base: s.Base, Disk: s.Limits.DiskBytes, Identity: currentIdentity(),
+		Labels: s.Labels, Mounts: mounts, Gateway: gateway, Dir: dir, Base: s.Base, Limits: effective(s.Limits), Identity: currentIdentity(),
 	}, nil
 }
 
@@ -140,14 +140,6 @@ func seen(name string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%d bytes of %d", st.Size(), st.ModTime().UnixNano()), nil
-}
-
-// warnLimits says once what nobody enforces.
-func (p *Provider) warnLimits(ctx context.Context, s sandbox.Spec) {
-	s.Limits.DiskBytes = 0 // a file system has a size
-	if s.Limits != (sandbox.Limits{}) {
-		p.log.WarnContext(ctx, "of the limits, gVisor sandboxes have that of the disk only", "sandbox", s.Key)
-	}
 }
 
 // hostIDs is the first of the host's ids that a sandbox of a root worker

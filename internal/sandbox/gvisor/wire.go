@@ -46,6 +46,9 @@ type request struct {
 	Deadline time.Time      `json:"deadline,omitzero"`
 	Base     string         `json:"base,omitempty"`
 	Setup    *setup         `json:"setup,omitempty"`
+	Port     int            `json:"port,omitempty"`
+
+	TerminalSize *sandbox.TerminalSize `json:"terminal_size,omitempty"`
 }
 
 // What the guardian answers.
@@ -53,7 +56,11 @@ const (
 	opHello    = "hello"
 	opDeadline = "deadline"
 	opFreeze   = "freeze"
-	opSave     = "save"    // write a checkpoint; it is there until the connection is closed
+	opSave     = "save" // write a checkpoint; it is there until the connection is closed
+	opSnapshot = "snapshot"
+	opUsage    = "usage"
+	opPause    = "pause" // these two have init do it
+	opResume   = "resume"
 	opDestroy  = "destroy" // answered when everything but the guardian itself is gone
 )
 
@@ -68,7 +75,11 @@ const (
 	opOutput  = "output" // raw: Size bytes of the response
 	opRead    = "read"   // raw: the file, to the end of the stream
 	opWrite   = "write"  // raw, to init: chunks, the last one empty; then a second response
-	opPack    = "pack"   // the guardian's; raw: a tar archive of what a base holds
+	opPack    = "pack"   // the guardian's; raw: packed files, all that a base holds
+	opCopy    = "copy"   // the guardian's; the same, of a sandbox that goes on
+
+	opTerminal = "terminal" // raw, both ways: chunks, see chunkData
+	opDial     = "dial"     // raw, both ways: what the connection carries
 )
 
 // A response answers a request.
@@ -80,6 +91,8 @@ type response struct {
 	Exit     *sandbox.Exit `json:"exit,omitempty"`     // opProcess, opWait; absent: it runs
 	Size     int           `json:"size,omitempty"`     // opOutput
 	Image    string        `json:"image,omitempty"`    // opSave: the folder of the checkpoint
+
+	Usage *sandbox.Usage `json:"usage,omitempty"` // opUsage
 }
 
 // A state of a sandbox.
@@ -96,7 +109,8 @@ const (
 type setup struct {
 	Base    bool            `json:"base"`    // there is an image below the folders that can be written to
 	Gateway bool            `json:"gateway"` // somebody outside answers
-	Mounts  []sandbox.Mount `json:"mounts"`  // those that stand in folders that can be written to; Source is a path inside
+	Limits  sandbox.Limits  `json:"limits"`
+	Mounts  []sandbox.Mount `json:"mounts"` // those that stand in folders that can be written to; Source is a path inside
 }
 
 // A command is a sandbox.Cmd on its way.

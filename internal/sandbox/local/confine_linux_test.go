@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -192,6 +194,80 @@ func TestASandboxHasEightNamespacesOfItsOwn(t *testing.T) {
 			t.Errorf("%s: %s inside, %s outside", name, inside, host)
 		}
 	}
+}
+
+// TestNoThreadOfInitHasACapabilityThatInitDoesNotNeed looks at init from
+// outside: the runtime's threads are as old as the program.
+func TestNoThreadOfInitHasACapabilityThatInitDoesNotNeed(t *testing.T) {
+	p := newProvider(t)
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0); errno == unix.ENOTSUP {
+		// This program is linked with C, and its init drops those of one
+		// thread only. So it is to be the real one.
+		p = New(Options{Dir: p.dir, Supervisor: []string{realSupervisor(t)}})
+	}
+	_, sb := newSandbox(t, p, testSpec("threads"))
+	script(t, sb, "used", "true")
+	box, err := openFolder(p.boxPath("threads"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.Close()
+	left, err := box.readRemains()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var allowed uint64
+	if currentIdentity().Root {
+		for _, c := range kept {
+			allowed |= 1 << c
+		}
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", left.Init.PID))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	for _, name := range threads {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			var has uint64
+			what, value, _ := strings.Cut(line, ":")
+			if what != "CapEff" && what != "CapPrm" && what != "CapAmb" && what != "CapInh" {
+				continue
+			}
+			if _, err := fmt.Sscanf(strings.TrimSpace(value), "%x", &has); err != nil || has&^allowed != 0 {
+				t.Errorf("%s: %s, of which %x are allowed (%v)", name, strings.TrimSpace(line), allowed, err)
+			}
+		}
+	}
+}
+
+// realSupervisor is the program that is installed, built as it is.
+func realSupervisor(t *testing.T) string {
+	t.Helper()
+	if built := os.Getenv("SANDBOX_TEMPORAL_BIN"); built != "" {
+		return filepath.Join(filepath.Dir(built), "sandbox-supervisor")
+	}
+	dir, err := os.MkdirTemp("/tmp", "sandbox-supervisor-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	to := filepath.Join(dir, "sandbox-supervisor")
+	cmd := exec.Command("go", "build", "-o", to, "github.com/sandbox-temporal/sandbox-temporal/cmd/sandbox-supervisor")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if os.Geteuid() != 0 {
+			t.Skipf("it cannot be built here: %v: %s", err, out) // root's test has built it
+		}
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(to, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return to
 }
 
 // TestLandlockHolds counts: a process can be confined sixteen times, and in a

@@ -17,9 +17,12 @@ import (
 // A diskMeter says how much a sandbox has written into its upper layers. It
 // costs one statfs as long as the host's free space does not fall: only then
 // can the sandbox have written anything, and only then are its files looked
-// at. So there is no hard bound. What is written between two looks is
-// overshoot; RLIMIT_FSIZE bounds it for a single file. Not seen are files
-// without a name that no process has open but only mapped.
+// at. The less is left, the sooner it looks again; and once so much is gone
+// from the host's disk that the sandbox can have passed its limit, it is held
+// still until its files are counted. So what it can overshoot by is what it
+// writes in some hundredths of a second; RLIMIT_FSIZE bounds it for a single
+// file. Not seen are files without a name that no process has open but only
+// mapped.
 type diskMeter struct {
 	box   *folder
 	limit int64
@@ -31,6 +34,7 @@ type diskMeter struct {
 	first  int64     // likewise, in the beginning
 	walked time.Time // when
 	took   time.Duration
+	left   int64 // before it can have passed the bar, when it was last looked
 }
 
 const (
@@ -43,10 +47,21 @@ const (
 	walkEvery = 30 * time.Second
 	// but never for more than this part of the time.
 	walkShare = 20
+
+	// How fast a sandbox is taken to write at most, in bytes a second.
+	fillRate = 4 << 30
+
+	// Bounds of the time between two looks at the host's free space,
+	lookSoonest = 20 * time.Millisecond
+	lookLatest  = 2 * time.Second
+
+	// and how long a sandbox goes on, at most, between two counts for which
+	// it was held still: it may be others who write.
+	respite = 250 * time.Millisecond
 )
 
 func newDiskMeter(box *folder, limit int64, group *cgroup.Group) *diskMeter {
-	m := &diskMeter{box: box, limit: limit, bar: limit, group: group, walked: time.Now()}
+	m := &diskMeter{box: box, limit: limit, bar: limit, group: group, walked: time.Now(), left: limit}
 	m.free, _ = m.hostFree()
 	m.first = m.free
 	return m
@@ -62,22 +77,41 @@ func (m *diskMeter) hostFree() (int64, bool) {
 
 // look returns the use, and over once for each time that it passes the bar.
 // After that the bar is higher: what is started to save the agent's work needs
-// some room.
-func (m *diskMeter) look() (used int64, over bool) {
+// some room. Hold has the sandbox stand still until what it returns is called.
+func (m *diskMeter) look(hold func() (release func())) (used int64, over bool) {
 	free, ok := m.hostFree()
+	if !ok {
+		return m.used, false
+	}
+	const little = 256 << 10 // of others, in any case
 	since := time.Since(m.walked)
-	fell := m.free - free
-	if !ok || since < walkShare*m.took || fell < max((m.bar-m.used)/2, 256<<10) && since < walkEvery {
+	fell, room := m.free-free, m.bar-m.used
+	m.left = room - fell
+	switch {
+	case fell >= max(room, little):
+		if since < min(m.took, respite) {
+			return m.used, false
+		}
+		defer hold()()
+		free, _ = m.hostFree()
+	case since < walkShare*m.took, fell < max(room/2, little) && since < walkEvery:
 		return m.used, false
 	}
 	begin := time.Now()
 	m.used = m.measure(free)
 	m.free, m.walked, m.took = free, time.Now(), time.Since(begin)
-	if m.used <= m.bar {
+	m.left = m.bar - m.used
+	if m.left >= 0 {
 		return m.used, false
 	}
 	m.bar = max(m.limit, m.used) + max(m.limit/8, 64<<20)
 	return m.used, true
+}
+
+// next is when to look again.
+func (m *diskMeter) next() time.Duration {
+	d := time.Duration(float64(m.left) / fillRate * float64(time.Second))
+	return min(max(d, lookSoonest), lookLatest)
 }
 
 func (m *diskMeter) measure(free int64) int64 {

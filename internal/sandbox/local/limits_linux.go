@@ -155,7 +155,7 @@ func limitText(missing []sandbox.Limit) string {
 // checkLimitsHere is what doctor says about limits.
 func checkLimitsHere() Finding {
 	place := cgroup.Find()
-	f := Finding{Name: "limits", OK: true, Optional: true, Text: "memory, processes and CPU: cgroups in " + place.String() + "; disk: looked at every few seconds"}
+	f := Finding{Name: "limits", OK: true, Optional: true, Text: "memory, processes and CPU: cgroups in " + place.String() + "; disk: looked at the more often the less is left"}
 	missing := place.Missing(effective(sandbox.Limits{CPUMillis: 1000}, hostMemory()))
 	if text := limitText(missing); text != "" {
 		f.OK, f.Text, f.Hint = false, text, limitHint

@@ -64,9 +64,11 @@
 // host that has no memory left. When init dies of it nevertheless, exits and
 // output stay, and nothing can be started any more.
 //
-// Disk is not a hard limit. The supervisor looks at the host's free space every
-// two seconds, and at the files only when it fell. A sandbox overshoots by what
-// it writes meanwhile; one file alone cannot be larger than the limit. Every
+// Disk is not a hard limit. The supervisor looks at the host's free space, the
+// sooner the less is left, and at the files only when it fell; when it fell by
+// so much that the limit can have been passed, they are counted while the
+// sandbox's cgroup is frozen. A sandbox overshoots by what it writes in some
+// hundredths of a second; one file alone cannot be larger than the limit. Every
 // file counts 4 KiB at least. What no walk can see is a file without a name
 // that is mapped and not open.
 //

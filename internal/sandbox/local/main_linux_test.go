@@ -72,7 +72,8 @@ func runAndLookForLeaks(m *testing.M) int {
 // leaksBelow looks until there is nothing to be seen, for some seconds: what
 // was killed last may still be on its way out.
 func leaksBelow(root string, before map[string]bool) (leaks []string) {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	empty := map[string]bool{} // cgroups that were so at every look
+	for look, deadline := 0, time.Now().Add(5*time.Second); ; look++ {
 		leaks = nil
 		for _, kind := range []string{"cmdline", "mountinfo"} {
 			files, _ := filepath.Glob("/proc/[0-9]*/" + kind)
@@ -82,17 +83,23 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 				}
 			}
 		}
+		// Another test's are there for as long as somebody lives in them, and
+		// for a moment before and after.
+		now := map[string]bool{}
 		for dir := range cgroupsOfSandboxes() {
-			// Another test's are there for as long as somebody lives in them.
-			if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); !before[dir] && err == nil && len(procs) == 0 {
+			procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			if !before[dir] && err == nil && len(procs) == 0 && (look == 0 || empty[dir]) {
+				now[dir] = true
 				leaks = append(leaks, dir)
 			}
 		}
-		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", sandboxesDir, "*"))
+		empty = now
+		boxes, _ := filepath.Glob(filepath.Join(root, "*", "*", "*", sandboxesDir, "*")) // TestX/001/state
 		leaks = append(leaks, boxes...)
 		if len(leaks) == 0 || time.Now().After(deadline) {
 			return leaks
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

@@ -469,6 +469,29 @@ func TestStrangersBytesDoNotHurtTheSupervisor(t *testing.T) {
 	}
 }
 
+func TestPathsThatAreTooLongForTheKernelAreRefused(t *testing.T) {
+	parent := newProvider(t).dir
+	long := "/" + strings.Repeat("a-long-name-of-a-folder-in-between/", 120) + "end"
+	_, err := New(testOptions(filepath.Join(parent, long))).Create(t.Context(), testSpec("long"))
+	if fault.KindOf(err) != fault.Invalid {
+		t.Errorf("a state folder: %v", err)
+	}
+	for what, change := range map[string]func(*sandbox.Spec){
+		"a gateway": func(s *sandbox.Spec) { s.Gateway = "unix:" + long },
+		"a source":  func(s *sandbox.Spec) { s.Mounts = []sandbox.Mount{{Source: long, Target: "/opt/x"}} },
+		"a target":  func(s *sandbox.Spec) { s.Mounts = []sandbox.Mount{{Source: "/usr/bin/env", Target: long}} },
+	} {
+		s := testSpec("long")
+		change(&s)
+		if _, err := New(testOptions(parent)).Create(t.Context(), s); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(parent, sandboxesDir, "*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestADeepStateFolderWorks(t *testing.T) {
 	deep := filepath.Join(newProvider(t).dir, strings.Repeat("a-long-name-of-a-folder-in-between/", 12))
 	p := New(testOptions(deep))

@@ -68,8 +68,8 @@ func (s *supervisor) joinGroup(cloned bool) <-chan struct{} {
 	return done
 }
 
-// lookEvery bounds how much a sandbox can overshoot where the kernel does not
-// hold it back: by what it allocates in one, or writes in two such moments.
+// lookEvery bounds how much memory a sandbox can overshoot by where the kernel
+// does not hold it back. See diskMeter for the disk.
 const lookEvery = time.Second
 
 // watch enforces what the kernel only tells us, or not even that, until init
@@ -78,30 +78,56 @@ func (s *supervisor) watch() {
 	go s.watchOOM()
 	disk := newDiskMeter(s.box, s.record.Limits.DiskBytes, s.group)
 	memory := slices.Contains(s.missing, sandbox.MemoryLimit)
-	tick := time.NewTicker(2 * lookEvery)
-	defer tick.Stop()
-	if memory {
-		tick.Reset(lookEvery)
-	}
+	var lookedAtMemory time.Time
+	timer := time.NewTimer(disk.next())
+	defer timer.Stop()
 	for n := 0; ; n++ {
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-s.initDone:
 			return
 		}
 		// What goes on in the background is not forgotten.
-		if !s.running() && n%5 != 0 {
-			continue
-		}
-		if memory {
-			s.lookAtMemory()
-		}
-		if !memory || n%2 == 0 {
-			used, over := disk.look()
+		if s.running() || n%5 == 0 {
+			if memory && time.Since(lookedAtMemory) > lookEvery/2 {
+				s.lookAtMemory()
+				lookedAtMemory = time.Now()
+			}
+			used, over := disk.look(s.hold)
 			s.setDiskUse(used)
 			if over {
 				s.exceeded(sandbox.DiskLimit)
 			}
+		}
+		next := disk.next()
+		if memory {
+			next = min(next, lookEvery)
+		}
+		timer.Reset(next)
+	}
+}
+
+// holdTime bounds how long it may take until a sandbox stands still.
+const holdTime = time.Second
+
+// hold freezes the sandbox's cgroup until release is called. Where there is
+// none, or it does not come to rest, it goes on: no process is stopped that
+// could tell.
+func (s *supervisor) hold() (release func()) {
+	s.still.init.Lock()
+	if s.still.paused || len(s.group.Pids()) == 0 {
+		return s.still.init.Unlock
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), holdTime)
+	defer cancel()
+	cgroup, err := s.halt(ctx, false)
+	if err != nil {
+		s.log.Info("not held", "err", err)
+	}
+	return func() {
+		defer s.still.init.Unlock()
+		if err := s.wake(cgroup); err != nil {
+			s.log.Error("sandbox not set going again", "err", err)
 		}
 	}
 }

@@ -2,12 +2,14 @@ package confine
 
 import (
 	"os"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// DropCapabilities leaves the calling thread with the kept capabilities, and
-// whatever it starts with none that it could ever gain.
+// DropCapabilities leaves this process with the kept capabilities, and
+// whatever the calling thread starts with none that it could ever gain.
 func DropCapabilities(keep []uint) error {
 	var bits uint64
 	for _, c := range keep {
@@ -32,5 +34,15 @@ func DropCapabilities(keep []uint) error {
 		{Effective: uint32(bits), Permitted: uint32(bits)},
 		{Effective: uint32(bits >> 32), Permitted: uint32(bits >> 32)},
 	}
-	return os.NewSyscallError("capset", unix.Capset(&header, &data[0]))
+	// Those of the runtime's threads that are there already have what the
+	// process began with. Not the bounds, too: nothing is executed by them,
+	// and each stops the whole process.
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
+	if errno == unix.ENOTSUP { // the program is linked with C: a test's
+		return os.NewSyscallError("capset", unix.Capset(&header, &data[0]))
+	}
+	if errno != 0 {
+		return os.NewSyscallError("capset", errno)
+	}
+	return nil
 }
