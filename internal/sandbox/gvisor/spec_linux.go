@@ -3,7 +3,6 @@ package gvisor
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -197,6 +198,6 @@ func covers(idMap []byte, first, count uint64) bool {
 
 func newInstance() string {
 	var b [8]byte
-	rand.Read(b[:])
+	_, _ = unix.Getrandom(b[:], 0) // so few bytes come whole, and without fail (getrandom(2))
 	return hex.EncodeToString(b[:])
 }
