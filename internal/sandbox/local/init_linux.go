@@ -31,7 +31,6 @@ func initMain(sealed bool) int {
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
-	runtime.GOMAXPROCS(2) // it has little to do, and its threads count
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "init: death signal:", err)
 		return 1
