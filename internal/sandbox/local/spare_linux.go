@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -27,13 +28,15 @@ const spareTime = 20 * time.Second
 // A spares is what a worker keeps ready.
 type spares struct {
 	most int
+	kept time.Duration // after the last Create; 0 is spareTime
 
 	mu      sync.Mutex
 	list    []*spare
-	at      int         // Creates that are under way
-	filling bool        // somebody starts spares
-	idle    *time.Timer // ends them
-	failed  time.Time   // when one could not be made
+	at      int           // Creates that are under way
+	filling chan struct{} // closed when nobody starts spares any more; nil: nobody does
+	closing int           // who wants them to end, and no new ones
+	idle    *time.Timer   // ends them
+	failed  time.Time     // when one could not be made
 }
 
 // A spare is a dwelling whose supervisor waits to be called.
@@ -104,9 +107,9 @@ func (p *Provider) refill() {
 	if s.idle != nil {
 		s.idle.Stop()
 	}
-	s.idle = time.AfterFunc(spareTime, p.Close)
-	if !s.filling && time.Since(s.failed) > spareTime {
-		s.filling = true
+	s.idle = time.AfterFunc(cmp.Or(s.kept, spareTime), p.Close)
+	if s.filling == nil && s.closing == 0 && time.Since(s.failed) > spareTime {
+		s.filling = make(chan struct{})
 		go p.fill()
 	}
 }
@@ -116,8 +119,9 @@ func (p *Provider) fill() {
 	s := &p.spares
 	for {
 		s.mu.Lock()
-		if s.at > 0 || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
-			s.filling = false
+		if s.at > 0 || s.closing > 0 || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
+			close(s.filling)
+			s.filling = nil
 			s.mu.Unlock()
 			return
 		}
@@ -158,14 +162,23 @@ func (p *Provider) newSpare(ctx context.Context) (*dwelling, error) {
 func (p *Provider) Close() {
 	s := &p.spares
 	s.mu.Lock()
-	list := s.list
+	list, filling := s.list, s.filling
 	s.list = nil
+	s.closing++
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.closing--
+		s.mu.Unlock()
+	}()
 	var all sync.WaitGroup
 	for _, one := range list {
 		all.Go(func() { p.dismiss(one) })
 	}
 	all.Wait()
+	if filling != nil {
+		<-filling
+	}
 }
 
 // dismiss ends a spare.
