@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -59,15 +60,35 @@ func main() {
 // write its package, run the conformance checks, and name it here.
 func providers(dir string, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
-		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Logger: log}),
+		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes, Logger: log}),
 		gvisor.New(gvisorOptions(dir, log)),
 	)
 }
 
+// spareSandboxes is how many local sandboxes are kept ready for as long as runs
+// ask for more: what is forked at once is a few, and one takes two megabytes.
+const spareSandboxes = 4
+
 // gvisorOptions puts the state of gVisor's sandboxes beside that of the local
 // ones, and has the same program own them.
 func gvisorOptions(dir string, log *slog.Logger) gvisor.Options {
-	return gvisor.Options{Dir: filepath.Join(dir, gvisor.ProviderName), Guardian: append(supervisor(), gvisor.ProviderName), Logger: log}
+	return gvisor.Options{
+		Dir: filepath.Join(dir, gvisor.ProviderName), Guardian: append(supervisor(), gvisor.ProviderName), ModuleVersion: moduleVersion, Logger: log,
+	}
+}
+
+// moduleVersion returns the version of the module in a Go program, or "".
+func moduleVersion(program, module string) string {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return ""
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == module {
+			return m.Version
+		}
+	}
+	return ""
 }
 
 // checkHost says what the local provider needs and this host does not have,

@@ -89,7 +89,7 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 		return nil, err
 	}
 	state := filepath.Join(dir, "state")
-	made := local.Options{Dir: state, Supervisor: []string{supervisor}}
+	made := local.Options{Dir: state, Supervisor: []string{supervisor}, Spares: spares}
 	w = &workshop{options: o, dir: dir, mark: filepath.Base(dir), local: local.New(made), localOptions: made}
 	defer func() {
 		if err != nil {
@@ -106,6 +106,10 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 	}
 	return w, nil
 }
+
+// spares is how many sandboxes the worker keeps ready, as cmd/sandbox-temporal
+// has it.
+const spares = 4
 
 // Names of bases.
 const (

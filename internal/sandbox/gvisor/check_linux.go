@@ -23,7 +23,7 @@ func Check(ctx context.Context, o Options) []Finding {
 	if err != nil {
 		return bad(err)
 	}
-	version, err := versionOf(ctx, runsc)
+	version, err := versionOf(ctx, runsc, o.ModuleVersion)
 	if err != nil {
 		return bad(err)
 	}

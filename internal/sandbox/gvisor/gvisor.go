@@ -74,6 +74,12 @@ type Options struct {
 	// variable SANDBOX_TEMPORAL_RUNSC names, or the one on the PATH.
 	Runsc string
 
+	// ModuleVersion returns the version of the module in a Go program, or "".
+	// [Check] asks it. It is not part of this package because the packages that
+	// it needs are a burden to the supervisor of every sandbox. Nil: nobody is
+	// asked.
+	ModuleVersion func(program, module string) string
+
 	// Logger hears what no caller can be told. Nil: nobody does.
 	Logger *slog.Logger
 }

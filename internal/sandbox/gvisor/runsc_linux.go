@@ -2,13 +2,11 @@ package gvisor
 
 import (
 	"context"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -41,9 +39,10 @@ func findRunsc(named string) (string, error) {
 	return found, nil
 }
 
-// versionOf asks runsc for its version. A build that does not know its own, as
-// "go install" makes it, is asked which version of the module it was built from.
-func versionOf(ctx context.Context, runsc string) (string, error) {
+// versionOf asks runsc for its version. Of a build that does not know its own, as
+// "go install" makes it, moduleVersion says which version of the module it was
+// built from.
+func versionOf(ctx context.Context, runsc string, moduleVersion func(program, module string) string) (string, error) {
 	const op = "ask runsc for its version"
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -54,20 +53,18 @@ func versionOf(ctx context.Context, runsc string) (string, error) {
 	if err != nil {
 		return "", fault.New(op, fault.Unsupported, "%s: %w", runsc, err).Hinted("%s", install)
 	}
-	m := regexp.MustCompile(`^runsc version (\S{1,100})`).FindSubmatch(out)
-	if m == nil {
+	rest, ok := strings.CutPrefix(string(out), "runsc version ")
+	version, _, _ := strings.Cut(rest, "\n")
+	version, _, _ = strings.Cut(version, " ")
+	if !ok || version == "" || len(version) > 100 {
 		return "", fault.New(op, fault.Unsupported, "%s says: %.100q", runsc, out).Hinted("%s", install)
 	}
-	if string(m[1]) == "VERSION_MISSING" {
-		if info, err := buildinfo.ReadFile(runsc); err == nil {
-			for _, mod := range append(info.Deps, &info.Main) {
-				if mod.Path == "gvisor.dev/gvisor" {
-					return mod.Version, nil
-				}
-			}
+	if version == "VERSION_MISSING" && moduleVersion != nil {
+		if found := moduleVersion(runsc, "gvisor.dev/gvisor"); found != "" {
+			return found, nil
 		}
 	}
-	return string(m[1]), nil
+	return version, nil
 }
 
 // runscArgs are the arguments of every call. The folder of the sandbox is

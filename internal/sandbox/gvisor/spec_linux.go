@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -189,6 +192,6 @@ func covers(idMap []byte, first, count uint64) bool {
 
 func newInstance() string {
 	var b [8]byte
-	rand.Read(b[:])
+	_, _ = unix.Getrandom(b[:], 0) // so few bytes come whole, and without fail (getrandom(2))
 	return hex.EncodeToString(b[:])
 }

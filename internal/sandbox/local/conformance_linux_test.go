@@ -16,6 +16,8 @@ import (
 
 func TestConformance(t *testing.T) {
 	p := newProvider(t)
+	p.spares.most = 2
+	t.Cleanup(p.Close)
 	another := func() (sandbox.Provider, error) { return New(testOptions(p.dir)), nil }
 	checks := append([]conformance.Check{conformance.NewWorker(another)}, conformance.Checks...)
 	t.Run("checks", func(t *testing.T) {

@@ -80,4 +80,5 @@ type greeting struct {
 const (
 	lifeFD     = 3 // the life file, locked
 	greetingFD = 4
+	callFD     = 5 // of a spare one only: what it is to become comes from here
 )

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"crypto/rand"
 	"os"
 	"path"
 
@@ -62,7 +61,7 @@ func (in *initProcess) beginWrite(token uint64, name string) (*os.File, error) {
 	if err != nil {
 		return nil, writeFault(op, err)
 	}
-	w := &write{dir: os.NewFile(uintptr(fd), path.Dir(name)), temp: ".upload-" + rand.Text(), name: path.Base(name)}
+	w := &write{dir: os.NewFile(uintptr(fd), path.Dir(name)), temp: ".upload-" + newInstance() + newInstance(), name: path.Base(name)}
 	f, err := unix.Openat(fd, w.temp, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		_ = w.dir.Close()

@@ -157,6 +157,11 @@ func openFolder(path string) (*folder, error) {
 	return &folder{path: path, dir: os.NewFile(uintptr(fd), path)}, nil
 }
 
+// instance returns that of a sandbox whose folder has no name yet.
+func (f *folder) instance() string {
+	return strings.TrimPrefix(filepath.Base(f.path), newPrefix)
+}
+
 func (f *folder) fd() int { return int(f.dir.Fd()) }
 
 func (f *folder) Close() error { return f.dir.Close() }

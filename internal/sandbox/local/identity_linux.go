@@ -3,7 +3,6 @@ package local
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -78,7 +77,9 @@ func covers(idMap []byte, first, count uint64) bool {
 
 func newInstance() string {
 	var b [8]byte
-	rand.Read(b[:])
+	// Not package crypto/rand, which would add to every supervisor. So few
+	// bytes come whole, and without fail (getrandom(2)).
+	_, _ = unix.Getrandom(b[:], 0)
 	return hex.EncodeToString(b[:])
 }
 

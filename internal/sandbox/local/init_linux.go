@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -30,7 +31,6 @@ func initMain(sealed bool) int {
 	// Capabilities, the ids of the file system and the death signal belong
 	// to threads. What matters happens on this one.
 	runtime.LockOSThread()
-	runtime.GOMAXPROCS(2) // it has little to do, and its threads count
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "init: death signal:", err)
 		return 1
@@ -46,26 +46,10 @@ func initMain(sealed bool) int {
 		return 1
 	}
 	in := &initProcess{link: newLink(conn, maxRequest, maxFiles), writes: map[uint64]*write{}}
-	var o order
-	files, err := in.link.receive(&o)
-	if err != nil || o.Op != opSetup || o.Setup == nil {
-		fmt.Fprintln(os.Stderr, "init: no setup:", err)
-		return 1
-	}
-	listener, err := in.setup(o.Setup, files)
-	closeAll(files)
-	if err != nil {
-		_ = in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
-		return 1
-	}
-	if listener != nil {
-		err = in.answer(answer{Seq: o.Seq}, int(listener.Fd()))
-		_ = listener.Close()
-	} else {
-		err = in.answer(answer{Seq: o.Seq})
-	}
-	if err != nil {
-		return 1
+	for _, op := range []string{opStage, opSetup} {
+		if !in.begin(op) {
+			return 1
+		}
 	}
 	if err := handleSignals(); err != nil {
 		fmt.Fprintln(os.Stderr, "init: signals:", err)
@@ -86,9 +70,39 @@ func initMain(sealed bool) int {
 	}
 }
 
+// begin carries out one of the orders that make the sandbox, and reports
+// whether it goes on.
+func (in *initProcess) begin(op string) bool {
+	var o order
+	files, err := in.link.receive(&o)
+	defer closeAll(files)
+	if errors.Is(err, io.EOF) {
+		return false // nobody needs the sandbox
+	}
+	if err != nil || o.Op != op || o.Setup == nil {
+		fmt.Fprintln(os.Stderr, "init: no", op, err)
+		return false
+	}
+	if op == opStage {
+		err = in.stage(o.Setup, files)
+		return in.answer(answer{Seq: o.Seq, Fault: toWire(err)}) == nil && err == nil
+	}
+	listener, err := in.setup(o.Setup, files)
+	if err != nil {
+		_ = in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
+		return false
+	}
+	if listener == nil {
+		return in.answer(answer{Seq: o.Seq}) == nil
+	}
+	defer listener.Close()
+	return in.answer(answer{Seq: o.Seq}, int(listener.Fd())) == nil
+}
+
 type initProcess struct {
 	link *link
 	id   identity
+	root tree // under construction, until setup is done
 
 	sending  sync.Mutex // answers come from the orders and from the reaper
 	programs programs
@@ -155,34 +169,43 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 	return in.answer(a)
 }
 
+// stage makes what all sandboxes have.
+func (in *initProcess) stage(s *setup, files []*os.File) error {
+	in.id = s.Record.Identity
+	mounts, done, err := s.received(files, func() (mountList, error) {
+		// What is open in the host's namespace cannot be cloned here, and
+		// this one must be set apart first.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return nil, os.NewSyscallError("make mounts private", err)
+		}
+		return openSystem()
+	})
+	defer done()
+	if err != nil {
+		return err
+	}
+	if err := unix.Sethostname([]byte("sandbox")); err != nil {
+		return refusal("set host name", err)
+	}
+	if in.root, err = stageRoot(mounts, s.HostLinks); err != nil {
+		return refusal("build root", err)
+	}
+	return refusal("loopback", loopbackUp())
+}
+
 // setup turns this process, which has every capability in its namespaces, into
 // one that has next to none in the sandbox. It returns the listener for the
 // gateway, when one is asked for.
 func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
-	in.id = s.Record.Identity
-	mounts := s.Mounts
-	if mounts == nil {
-		var err error
-		if mounts, err = s.openMounts(); err != nil {
-			return nil, err
-		}
-		defer closeMounts(mounts)
-	} else {
-		if len(files) != len(mounts) {
-			return nil, fmt.Errorf("%d mounts and %d descriptors", len(mounts), len(files))
-		}
-		for i := range mounts {
-			mounts[i].fd = int(files[i].Fd())
-		}
+	mounts, done, err := s.received(files, func() (mountList, error) { return openOwn(s.Record, s.Box) })
+	defer done()
+	if err != nil {
+		return nil, err
 	}
-	if err := unix.Sethostname([]byte("sandbox")); err != nil {
-		return nil, refusal("set host name", err)
-	}
-	if err := buildRoot(mounts, s.HostLinks, s.Record.Limits.MemoryBytes); err != nil {
+	err = in.root.finish(mounts, s.Record.Limits.MemoryBytes)
+	unix.Close(in.root.root)
+	if err != nil {
 		return nil, refusal("build root", err)
-	}
-	if err := loopbackUp(); err != nil {
-		return nil, refusal("loopback", err)
 	}
 	var listener *os.File
 	if s.Record.Gateway != "" {
@@ -200,18 +223,20 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 	return listener, nil
 }
 
-// openMounts opens the mounts in this process's own namespace: first that one
-// must be set apart, since what is open in the host's cannot be cloned here.
-func (s *setup) openMounts() ([]mount, error) {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return nil, refusal("make mounts private", err)
+// received returns the mounts whose descriptors came with the setup, or those
+// that open opens, until done is called.
+func (s *setup) received(files []*os.File, open func() (mountList, error)) (mounts mountList, done func(), err error) {
+	if s.Mounts == nil {
+		mounts, err := open()
+		return mounts, func() { closeMounts(mounts) }, refusal("open mounts", err)
 	}
-	mounts, err := openMounts(s.Record, s.Box)
-	if err != nil {
-		closeMounts(mounts)
-		return nil, refusal("open mounts", err)
+	if len(files) != len(s.Mounts) {
+		return nil, func() {}, fmt.Errorf("%d mounts and %d descriptors", len(s.Mounts), len(files))
 	}
-	return mounts, nil
+	for i, f := range files {
+		s.Mounts[i].fd = int(f.Fd())
+	}
+	return s.Mounts, func() {}, nil // whoever received the files closes them
 }
 
 func closeMounts(mounts []mount) {

@@ -111,6 +111,12 @@ type Options struct {
 	// another one that has Supervise behind a command. Required.
 	Supervisor []string
 
+	// Spares is how many supervisors are kept ready, each with a sandbox that
+	// lacks nothing but what a Spec decides, so that Create need not wait for
+	// them to start. They are started after the first Create, and end with
+	// this process, after a while without a Create, and on [Provider.Close].
+	Spares int
+
 	// Logger hears what no caller can be told. Nil: nobody does.
 	Logger *slog.Logger
 }
@@ -123,6 +129,7 @@ type Provider struct {
 	log        *slog.Logger
 	sound      atomic.Bool // the state folder was found fit for sandboxes
 	told       atomic.Bool // which limits are not enforced here
+	spares     spares
 }
 
 var (
@@ -137,12 +144,13 @@ var (
 )
 
 // New returns a provider. It touches nothing on the host before the first
-// Create or Freeze, and holds nothing that must be closed.
+// Create or Freeze, and holds nothing that must be closed: what it keeps ready
+// ends by itself.
 func New(o Options) *Provider {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Provider{dir: o.Dir, supervisor: o.Supervisor, log: o.Logger}
+	return &Provider{dir: o.Dir, supervisor: o.Supervisor, log: o.Logger, spares: spares{most: o.Spares}}
 }
 
 // Name returns [ProviderName].

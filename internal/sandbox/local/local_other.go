@@ -17,6 +17,12 @@ func unsupported(op string) error {
 		Hinted("Run the worker on Linux, in a virtual machine for instance, or use another provider.")
 }
 
+// A spares would be what is kept ready.
+type spares struct{ most int }
+
+// Close has nothing to do.
+func (p *Provider) Close() {}
+
 // Create fails with fault.Unsupported.
 func (p *Provider) Create(context.Context, sandbox.Spec) (sandbox.Ref, error) {
 	return sandbox.Ref{}, unsupported("create sandbox")

@@ -61,16 +61,20 @@ var layers = []layerOf{
 	{"tmp", "/tmp", 0o1777, 0},
 }
 
-// openMounts opens everything a sandbox is made of. The caller closes the
-// descriptors, also when it fails.
-func openMounts(r record, box string) (mounts []mount, err error) {
-	add := func(target string, folder bool, fd int, err error) error {
-		if err != nil {
-			return fmt.Errorf("mount for %s: %w", target, err)
-		}
-		mounts = append(mounts, mount{Target: target, Folder: folder, fd: fd})
-		return nil
+// A mountList gathers what was opened.
+type mountList []mount
+
+func (l *mountList) add(target string, folder bool, fd int, err error) error {
+	if err != nil {
+		return fmt.Errorf("mount for %s: %w", target, err)
 	}
+	*l = append(*l, mount{Target: target, Folder: folder, fd: fd})
+	return nil
+}
+
+// openSystem opens what all sandboxes see of the host. The caller closes the
+// descriptors, also when it fails.
+func openSystem() (mounts mountList, err error) {
 	paths := slices.Clone(system)
 	installed, err := languageFolders()
 	if err != nil {
@@ -91,18 +95,24 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 			return mounts, err
 		}
 		fd, err := cloneTree(p, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
-		if err := add(p, st.IsDir(), fd, err); err != nil {
+		if err := mounts.add(p, st.IsDir(), fd, err); err != nil {
 			return mounts, err
 		}
 	}
 	for _, d := range devices {
 		fd, err := cloneTree("/dev/"+d, unix.MOUNT_ATTR_NOEXEC)
-		if err := add("/dev/"+d, false, fd, err); err != nil {
+		if err := mounts.add("/dev/"+d, false, fd, err); err != nil {
 			return mounts, err
 		}
 	}
+	return mounts, nil
+}
+
+// openOwn opens what only this sandbox sees: its layers, and what its spec
+// asks for. The caller closes the descriptors, also when it fails.
+func openOwn(r record, box string) (mounts mountList, err error) {
 	fd, err := openLayers(r, box)
-	if err := add(fsDir, true, fd, err); err != nil {
+	if err := mounts.add(fsDir, true, fd, err); err != nil {
 		return mounts, err
 	}
 	parts := map[string]string{}
@@ -116,7 +126,7 @@ func openMounts(r record, box string) (mounts []mount, err error) {
 			return mounts, err
 		}
 		fd, err := cloneTree(m.Source, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
-		if err := add(m.Target, st.IsDir(), fd, err); err != nil {
+		if err := mounts.add(m.Target, st.IsDir(), fd, err); err != nil {
 			return mounts, err
 		}
 	}
@@ -161,11 +171,6 @@ func cloneTree(path string, attrs uint64) (int, error) {
 
 // makeLayers makes the folders that openLayers opens.
 func makeLayers(r record, box string) error {
-	if len(r.Layers) > 0 {
-		if err := os.MkdirAll(filepath.Join(box, workDir), 0o700); err != nil {
-			return err
-		}
-	}
 	// Init of a root worker, who is nobody here, passes through this one. Others
 	// do not even come to it.
 	if err := unix.Chmod(filepath.Join(box, fsDir), 0o711); err != nil {

@@ -16,7 +16,7 @@ import (
 type order struct {
 	Seq     uint64   `json:"seq"`
 	Op      string   `json:"op"`
-	Setup   *setup   `json:"setup,omitempty"`   // opSetup
+	Setup   *setup   `json:"setup,omitempty"`   // opStage, opSetup
 	ID      string   `json:"id,omitempty"`      // opStart, opSignal, opTerminal
 	Cmd     *command `json:"cmd,omitempty"`     // opStart, whose stdout and stderr travel along, and opTerminal
 	Signal  int      `json:"signal,omitempty"`  // opSignal
@@ -30,7 +30,8 @@ type order struct {
 }
 
 const (
-	opSetup   = "setup"
+	opStage   = "stage" // the first order: makes what all sandboxes have
+	opSetup   = "setup" // the second: makes it the one that was asked for
 	opPing    = "ping"
 	opStart   = "start"
 	opSignal  = "signal"
@@ -43,7 +44,9 @@ const (
 	opKillAll = "kill-all" // everything but init
 )
 
-// A setup is the first order.
+// A setup says what a sandbox is made of. For opStage that is the identity and
+// the links of the record, and mounts of the host's system; for opSetup all but
+// those.
 type setup struct {
 	Record    record            `json:"record"`
 	Box       string            `json:"box"`    // the sandbox's folder, of use to an ordinary user only

@@ -30,7 +30,7 @@ func execUnchangeable(word string) error {
 		}
 	}
 	args := append(slices.Clone(os.Args[:len(os.Args)-1]), word)
-	return os.NewSyscallError("execve", syscall.Exec(fdPath(program, ""), args, []string{}))
+	return os.NewSyscallError("execve", syscall.Exec(fdPath(program, ""), args, runtimeSettings()))
 }
 
 // mountedReadOnly returns the file of this program in a mount of its own.

@@ -138,57 +138,112 @@ func (p *Provider) existing(ctx context.Context, op, key string) (sandbox.Ref, e
 // make makes a new sandbox in the key's place, which is empty. It calls
 // recorded when everybody can see what the sandbox stands on.
 func (p *Provider) make(ctx context.Context, r record, recorded func()) (ref sandbox.Ref, err error) {
-	temp := filepath.Join(p.dir, sandboxesDir, newPrefix+r.Instance)
-	if err := os.Mkdir(temp, 0o700); err != nil {
-		return sandbox.Ref{}, err
+	d := p.takeSpare(ctx)
+	defer p.refill()
+	if d == nil {
+		if d, err = p.newDwelling(ctx, r.Instance); err != nil {
+			return sandbox.Ref{}, err
+		}
 	}
-	box, err := openFolder(temp)
-	if err != nil {
-		return sandbox.Ref{}, err
-	}
-	defer box.Close()
-	// The lock is taken before the folder has its name, and handed to the
-	// supervisor as an open file. So the folder is never without somebody
-	// who lives in it, until that somebody is dead.
-	life, err := box.open(lifeFile, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
-	if err != nil {
-		return sandbox.Ref{}, errors.Join(err, box.remove(p.dir))
-	}
-	defer life.Close()
+	defer d.close()
+	r.Instance = d.box.instance()
 	err = func() error {
-		if err := lock(ctx, life, false); err != nil {
+		if err := d.box.writeJSON(specFile, r); err != nil {
 			return err
 		}
-		if err := box.writeJSON(specFile, r); err != nil {
+		if err := os.Rename(d.box.path, p.boxPath(r.Key)); err != nil {
 			return err
 		}
-		if err := os.Mkdir(filepath.Join(temp, fsDir), 0o700); err != nil {
-			return err
-		}
-		if err := os.Rename(temp, p.boxPath(r.Key)); err != nil {
-			return err
-		}
-		box.path = p.boxPath(r.Key)
+		d.box.path = p.boxPath(r.Key)
 		recorded() // not before: who reads the folder while it gets its name sees neither
-		return p.startSupervisor(ctx, box, life)
+		if d.cmd == nil {
+			if err := p.startSupervisor(d, runWord); err != nil {
+				return err
+			}
+		} else if err := d.callIn(); err != nil {
+			return err
+		}
+		g, err := d.hear(ctx)
+		if err == nil {
+			p.tellLimits(ctx, g.Missing)
+		}
+		return err
 	}()
 	if err != nil {
-		// The supervisor, if there was one, is dead. ctx may be over, and
-		// what was begun must go all the same.
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-		defer cancel()
-		return sandbox.Ref{}, errors.Join(err, box.bury(clean, p.dir))
+		return sandbox.Ref{}, errors.Join(err, p.demolish(ctx, d))
 	}
 	var h handle
-	if err := box.readJSON(refFile, &h); err != nil {
+	if err := d.box.readJSON(refFile, &h); err != nil {
 		return sandbox.Ref{}, err
 	}
 	return h.ref(), nil
 }
 
-// startSupervisor returns when the sandbox is ready, or, with an error, when
-// the supervisor is dead.
-func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.File) error {
+// A dwelling is the folder of a sandbox to be, and the supervisor in it as soon
+// as there is one.
+type dwelling struct {
+	box  *folder
+	life *os.File // locked
+
+	cmd   *exec.Cmd
+	heard *os.File      // what the supervisor says
+	call  *os.File      // what a spare one is told; its end is the end of that one
+	ended chan struct{} // closed when the supervisor is dead
+}
+
+// newDwelling makes a folder that has no name yet.
+func (p *Provider) newDwelling(ctx context.Context, instance string) (d *dwelling, err error) {
+	temp := filepath.Join(p.dir, sandboxesDir, newPrefix+instance)
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return nil, err
+	}
+	d = &dwelling{}
+	if d.box, err = openFolder(temp); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.box.remove(p.dir))
+			d.close()
+		}
+	}()
+	// The lock is taken before the folder has its name, and handed to the
+	// supervisor as an open file. So the folder is never without somebody
+	// who lives in it, until that somebody is dead.
+	if d.life, err = d.box.open(lifeFile, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600); err != nil {
+		return nil, err
+	}
+	if err := lock(ctx, d.life, false); err != nil {
+		return nil, err
+	}
+	return d, os.Mkdir(filepath.Join(temp, fsDir), 0o700)
+}
+
+// close lets go of everything. The supervisor lives on, but not a spare one.
+func (d *dwelling) close() {
+	_ = d.box.Close()
+	for _, f := range []*os.File{d.life, d.heard, d.call} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// demolish removes what was begun.
+func (p *Provider) demolish(ctx context.Context, d *dwelling) error {
+	if d.cmd != nil {
+		_ = d.cmd.Process.Kill() // an error: it is dead already
+		<-d.ended                // how it ended was said
+	}
+	// ctx may be over, and what was begun must go all the same.
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	return d.box.bury(clean, p.dir)
+}
+
+// startSupervisor starts one, which is told with the word whether it makes a
+// sandbox at once. After an error there is none.
+func (p *Provider) startSupervisor(d *dwelling, word string) error {
 	program, err := exec.LookPath(p.supervisor[0])
 	if err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Install sandbox-supervisor beside the main program.")
@@ -196,48 +251,55 @@ func (p *Provider) startSupervisor(ctx context.Context, box *folder, life *os.Fi
 	if program, err = filepath.Abs(program); err != nil {
 		return err
 	}
-	log, err := box.open(logFile, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
+	log, err := d.box.open(logFile, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	theirs := []*os.File{log}
+	defer func() { closeAll(theirs) }()
 	heard, said, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	defer heard.Close()
+	d.heard, theirs = heard, append(theirs, said)
+	extra := []*os.File{d.life, said}
+	if word == spareWord {
+		called, call, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		d.call, theirs, extra = call, append(theirs, called), append(extra, called)
+	}
 	cmd := &exec.Cmd{
-		Path: program, Args: append(append([]string{}, p.supervisor...), runWord, box.path),
+		Path: program, Args: append(append([]string{}, p.supervisor...), word, d.box.path),
 		Env: runtimeSettings(), // not ours: it holds keys
-		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: []*os.File{life, said},
+		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: extra,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	err = cmd.Start()
-	_ = said.Close()
-	if err != nil {
+	if err := cmd.Start(); err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Check that %s can be run on this machine.", program)
 	}
+	d.cmd, d.ended = cmd, make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // it is our child until we die; nobody asks how it ended
+		close(d.ended)
+	}()
+	return nil
+}
+
+// hear returns what the supervisor says when it is ready.
+func (d *dwelling) hear(ctx context.Context) (g greeting, err error) {
 	// ctx must not end the supervisor later: only the wait for its greeting.
-	stop := context.AfterFunc(ctx, func() { _ = heard.Close() })
-	var g greeting
-	err = decodeFrame(heard, &g, maxReply)
+	stop := context.AfterFunc(ctx, func() { _ = d.heard.Close() })
+	err = decodeFrame(d.heard, &g, maxReply)
 	stop()
 	switch {
 	case ctx.Err() != nil:
-		err = context.Cause(ctx)
+		return g, context.Cause(ctx)
 	case err != nil:
-		err = fault.New("start supervisor", fault.Internal, "it died: %s", lastWords(box))
-	default:
-		err = g.Fault.err("start supervisor")
+		return g, fault.New("start supervisor", fault.Internal, "it died: %s", lastWords(d.box))
 	}
-	if err != nil {
-		_ = cmd.Process.Kill() // an error: it is dead already
-		_ = cmd.Wait()         // how it ended was said
-		return err
-	}
-	p.tellLimits(ctx, g.Missing)
-	go func() { _ = cmd.Wait() }() // it is our child until we die; nobody asks how it ended
-	return nil
+	return g, g.Fault.err("start supervisor")
 }
 
 // lastWords reads the end of the supervisor's log.

@@ -70,43 +70,60 @@ var shown = []string{"cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", 
 // number is bounded (kernel.pty.max), share what the host itself leaves.
 const maxTerminals = "64"
 
-// buildRoot makes the calling process's mount namespace the sandbox's: first
-// a copy of the host's, in the end nothing but what is listed here. It runs
-// as PID 1 with every capability in its own user namespace.
-func buildRoot(mounts []mount, hostLinks map[string]string, memory int64) error {
+// stageRoot begins the sandbox's root: what all sandboxes have. The calling
+// process's mount namespace is still a copy of the host's, and its working
+// directory is the new root from now on. It runs as PID 1 with every
+// capability in its own user namespace. The caller closes the tree.
+func stageRoot(system []mount, hostLinks map[string]string) (tree, error) {
+	none := tree{-1}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return os.NewSyscallError("make mounts private", err)
+		return none, os.NewSyscallError("make mounts private", err)
 	}
 	if err := unix.Mount("tmpfs", stageAt, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4m,nr_inodes=4096,mode=755"); err != nil {
-		return os.NewSyscallError("mount root", err)
+		return none, os.NewSyscallError("mount root", err)
 	}
 	root, err := unix.Open(stageAt, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("open root", err)
-	}
-	defer unix.Close(root)
-	if err := unix.Fchdir(root); err != nil {
-		return os.NewSyscallError("enter root", err)
+		return none, os.NewSyscallError("open root", err)
 	}
 	t := tree{root}
-	if err := t.furnish(hostLinks, memory); err != nil {
+	if err := t.stage(system, hostLinks); err != nil {
+		unix.Close(root)
+		return none, err
+	}
+	return t, nil
+}
+
+func (t tree) stage(system []mount, hostLinks map[string]string) error {
+	if err := unix.Fchdir(t.root); err != nil {
+		return os.NewSyscallError("enter root", err)
+	}
+	if err := t.furnish(hostLinks); err != nil {
 		return err
 	}
-	ours := true // nothing in the tree is the agent's
-	for _, m := range mounts {
-		ours = ours && m.Parts == nil
-		attach := t.attach
-		if ours {
-			attach = t.attachEarly
-		}
-		if err := attach(m); err != nil {
+	for _, m := range system {
+		if err := t.attachEarly(m); err != nil {
 			return fmt.Errorf("attach %s: %w", m.Target, err)
 		}
 	}
 	// The kernel gives out a new proc only where a whole one can be seen, so
 	// this comes before the host's is gone.
-	if err := t.mount("/proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	return t.mount("/proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+}
+
+// finish adds what is this sandbox's own. In the end the namespace holds
+// nothing but the tree.
+func (t tree) finish(own []mount, memory int64) error {
+	// What is written there is the sandbox's memory, also when the process
+	// that wrote it is dead.
+	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
+	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
 		return err
+	}
+	for _, m := range own {
+		if err := t.attach(m); err != nil {
+			return fmt.Errorf("attach %s: %w", m.Target, err)
+		}
 	}
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return os.NewSyscallError("pivot_root", err)
@@ -140,7 +157,7 @@ func (t tree) open(p string, flags uint64) (int, error) {
 }
 
 // furnish makes what is the sandbox's own.
-func (t tree) furnish(hostLinks map[string]string, memory int64) error {
+func (t tree) furnish(hostLinks map[string]string) error {
 	// Nothing in it is anybody else's yet, so paths need no care.
 	for _, p := range slices.Sorted(maps.Keys(folders)) {
 		if err := os.Mkdir("."+p, folders[p]); err != nil {
@@ -156,12 +173,6 @@ func (t tree) furnish(hostLinks map[string]string, memory int64) error {
 		}
 	}
 	if err := t.mount("/dev/pts", "devpts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,max="+maxTerminals); err != nil {
-		return err
-	}
-	// What is written there is the sandbox's memory, also when the process
-	// that wrote it is dead.
-	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
-	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
 		return err
 	}
 	for _, m := range []map[string]string{links, hostLinks} {

@@ -256,6 +256,15 @@ func (o *orders) open(c *net.UnixConn, dead <-chan struct{}) {
 
 // do sends an order and waits for its answer, or for init's end.
 func (o *orders) do(q order, fds ...int) (answer, []*os.File, error) {
+	ch, err := o.give(q, fds...)
+	if err != nil {
+		return answer{}, nil, err
+	}
+	return o.answered(ch)
+}
+
+// give sends an order.
+func (o *orders) give(q order, fds ...int) (<-chan reply, error) {
 	ch := make(chan reply, 1)
 	o.mu.Lock()
 	o.seq++
@@ -269,8 +278,13 @@ func (o *orders) do(q order, fds ...int) (answer, []*os.File, error) {
 		o.mu.Lock()
 		delete(o.waiting, q.Seq)
 		o.mu.Unlock()
-		return answer{}, nil, fault.New("order", fault.NotFound, "the sandbox is gone: %w", err)
+		return nil, fault.New("order", fault.NotFound, "the sandbox is gone: %w", err)
 	}
+	return ch, nil
+}
+
+// answered waits for the answer to an order, or for init's end.
+func (o *orders) answered(ch <-chan reply) (answer, []*os.File, error) {
 	select {
 	case r := <-ch:
 		return r.answer, r.files, nil

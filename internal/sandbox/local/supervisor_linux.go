@@ -33,9 +33,9 @@ import (
 // its own; args must be the last of the program's, as they came.
 func Supervise(args []string) int {
 	switch {
-	case len(args) == 2 && args[0] == runWord:
+	case len(args) == 2 && (args[0] == runWord || args[0] == spareWord):
 		// What stands before args on the command line leads here again.
-		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1])
+		return supervisorMain(os.Args[:max(1, len(os.Args)-len(args))], args[1], args[0] == spareWord)
 	case len(args) == 1 && (args[0] == initWord || args[0] == sealedWord):
 		return initMain(args[0] == sealedWord)
 	case len(args) == 2 && args[0] == flattenWord:
@@ -48,6 +48,7 @@ func Supervise(args []string) int {
 // The arguments of Supervise.
 const (
 	runWord     = "run"
+	spareWord   = "spare" // run, once there is a sandbox to run: see spares
 	initWord    = "init"
 	sealedWord  = "init-sealed" // init, once its program is out of everybody's reach
 	flattenWord = "flatten"
@@ -75,11 +76,16 @@ type supervisor struct {
 	orders   orders
 	left     remains
 	group    *cgroup.Group
-	missing  []sandbox.Limit // that the group does not enforce; settled before the sandbox is ready
+	apart    bool            // init is not in the group, which limits nobody then; settled before the sandbox is ready
+	missing  []sandbox.Limit // that the group does not enforce; likewise
+	listener *net.UnixListener
 	gateway  *forwarder
 	alarm    *alarm
 
 	uploads sync.RWMutex // held shared while a file is on its way to its name
+
+	joined <-chan struct{} // closed when init is in the group
+	staged <-chan reply    // to opStage
 
 	asked  sync.Once
 	asking chan struct{} // closed when the sandbox shall end
@@ -100,13 +106,18 @@ type supervisor struct {
 	still stillness
 }
 
-func supervisorMain(argv []string, path string) int {
+func supervisorMain(argv []string, path string, spare bool) int {
 	life := os.NewFile(lifeFD, "life")
 	defer life.Close()
 	unix.CloseOnExec(lifeFD)
 	unix.CloseOnExec(greetingFD)
 	hello := os.NewFile(greetingFD, "greeting")
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	var calls *os.File
+	if spare {
+		calls = os.NewFile(callFD, "call")
+		unix.CloseOnExec(callFD)
+	}
 	closeStray(greetingFD + 1)
 	unix.Umask(0o077)
 	signal.Ignore(unix.SIGHUP) // workers come and go
@@ -114,6 +125,16 @@ func supervisorMain(argv []string, path string) int {
 	s, err := newSupervisor(path, log)
 	if err == nil {
 		s.argv = append([]string{filepath.Base(argv[0])}, argv[1:]...)
+		if spare {
+			err = s.awaitCall(calls, hello)
+			if errors.Is(err, errNotNeeded) {
+				return s.vanish()
+			}
+		} else if err = s.arm(); err == nil {
+			err = s.stage()
+		}
+	}
+	if err == nil {
 		err = s.open()
 	}
 	var missing []sandbox.Limit
@@ -189,9 +210,6 @@ func newSupervisor(path string, log *slog.Logger) (*supervisor, error) {
 		box: box, log: log, state: starting, processes: map[string]*process{},
 		initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}), asking: make(chan struct{}),
 	}
-	if err := box.readJSON(specFile, &s.record); err != nil {
-		return nil, err
-	}
 	return s, nil
 }
 
@@ -211,8 +229,11 @@ func (s *supervisor) ring() {
 	_ = s.end("deadline")
 }
 
-// open makes the sandbox and returns when it can be used.
-func (s *supervisor) open() (err error) {
+// arm reads what the sandbox shall be, and sets the alarm that ends it.
+func (s *supervisor) arm() (err error) {
+	if err := s.box.readJSON(specFile, &s.record); err != nil {
+		return err
+	}
 	if s.alarm, err = newAlarm(); err != nil {
 		return err
 	}
@@ -220,6 +241,11 @@ func (s *supervisor) open() (err error) {
 		return err
 	}
 	go s.ring()
+	return nil
+}
+
+// stage makes what all sandboxes have, and returns when init is at work on it.
+func (s *supervisor) stage() error {
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
 	prepared := make(chan error, 1)
 	go func() { prepared <- set.prepare() }() // init takes as long to start
@@ -230,13 +256,48 @@ func (s *supervisor) open() (err error) {
 	if err != nil {
 		return err
 	}
-	var fds []int
-	for _, m := range set.Mounts {
+	s.joined = s.joinGroup(cloned)
+	if s.staged, err = s.orders.give(order{Op: opStage, Setup: &set}, fdsOf(set.Mounts)...); err != nil {
+		return err
+	}
+	return s.bind()
+}
+
+// awaitStage returns when init has done what it was at.
+func (s *supervisor) awaitStage() error {
+	if s.staged == nil {
+		return nil
+	}
+	<-s.joined
+	a, files, err := s.orders.answered(s.staged)
+	closeAll(files)
+	s.staged = nil
+	if err == nil {
+		err = a.Fault.err("start sandbox")
+	}
+	return err
+}
+
+func fdsOf(mounts []mount) (fds []int) {
+	for _, m := range mounts {
 		fds = append(fds, m.fd)
 	}
-	joined := s.joinGroup(cloned)
-	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fds...)
-	<-joined
+	return fds
+}
+
+// open makes the sandbox of the spec and returns when it can be used.
+func (s *supervisor) open() (err error) {
+	set := setup{Record: s.record, Box: s.box.path}
+	err = set.prepareOwn()
+	defer closeMounts(set.Mounts)
+	if err != nil {
+		return err
+	}
+	if err := s.awaitStage(); err != nil {
+		return err
+	}
+	s.limitGroup()
+	a, files, err := s.orders.do(order{Op: opSetup, Setup: &set}, fdsOf(set.Mounts)...)
 	if err == nil {
 		err = a.Fault.err("start sandbox")
 	}
@@ -260,14 +321,27 @@ func (s *supervisor) open() (err error) {
 	return s.listen()
 }
 
-// prepare makes what init will be given. As root that is all mounts; another
-// user's init opens them itself.
+// prepare makes what init is given for opStage. As root that is the mounts;
+// another user's init opens them itself.
 func (s *setup) prepare() (err error) {
 	if err := makeLayers(s.Record, s.Box); err != nil {
 		return fileFault("make folders", err)
 	}
 	if s.Record.Identity.Root {
-		s.Mounts, err = openMounts(s.Record, s.Box)
+		s.Mounts, err = openSystem()
+	}
+	return refusal("open mounts", err)
+}
+
+// prepareOwn is prepare for opSetup.
+func (s *setup) prepareOwn() (err error) {
+	if len(s.Record.Layers) > 0 {
+		if err := os.Mkdir(filepath.Join(s.Box, workDir), 0o700); err != nil {
+			return fileFault("make folders", err)
+		}
+	}
+	if s.Record.Identity.Root {
+		s.Mounts, err = openOwn(s.Record, s.Box)
 	}
 	return refusal("open mounts", err)
 }
@@ -393,27 +467,30 @@ func cloneFault(err error) error {
 	return fault.Wrap("make namespaces", err)
 }
 
-// listen opens the way in for workers and says so.
-func (s *supervisor) listen() error {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fdPath(s.box.fd(), socketFile)})
+// bind makes the socket that workers will come to.
+func (s *supervisor) bind() (err error) {
+	s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fdPath(s.box.fd(), socketFile)})
 	if err != nil {
 		return err
 	}
-	l.SetUnlinkOnClose(false) // it goes with the folder
+	s.listener.SetUnlinkOnClose(false) // it goes with the folder
+	return nil
+}
+
+// listen opens the way in for workers and says so.
+func (s *supervisor) listen() error {
 	self, err := identify(os.Getpid())
 	if err != nil {
-		l.Close()
 		return err
 	}
 	s.setState(ready)
 	select {
 	case <-s.initDone:
-		l.Close()
 		return errors.New("init died")
 	default:
 	}
 	go s.watch()
-	go s.serve(l)
+	go s.serve(s.listener)
 	return s.box.writeJSON(refFile, handle{Key: s.record.Key, Instance: s.record.Instance, Supervisor: self})
 }
 

@@ -21,11 +21,8 @@ import (
 // nothing can be started any more, but exits and output are there until it is
 // destroyed.
 
-// openGroup makes the sandbox's cgroup, where there can be one, with its
-// limits. What it does not enforce is in s.missing.
+// openGroup makes the sandbox's cgroup, where there can be one.
 func (s *supervisor) openGroup() {
-	limits := s.record.Limits
-	s.missing = (cgroup.Place{}).Missing(limits) // all of them
 	group := cgroup.Find().Group(s.record.Instance)
 	if len(group.Paths()) == 0 {
 		return
@@ -35,8 +32,7 @@ func (s *supervisor) openGroup() {
 	s.left.Cgroups = group.Paths()
 	err := s.box.writeRemains(s.left)
 	if err == nil {
-		limits.Processes += initThreads
-		err = group.Make(limits)
+		err = group.Make()
 	}
 	if err != nil {
 		s.log.Warn("no cgroup", "err", err)
@@ -46,7 +42,23 @@ func (s *supervisor) openGroup() {
 		return
 	}
 	s.group = group
-	if s.missing, err = group.Missing(limits); err != nil {
+}
+
+// limitGroup sets the limits of the group. What it does not enforce is in
+// s.missing.
+func (s *supervisor) limitGroup() {
+	limits := s.record.Limits
+	s.missing = (cgroup.Place{}).Missing(limits) // all of them
+	if s.group == nil || s.apart {
+		return
+	}
+	limits.Processes += initThreads
+	err := s.group.Limit(limits)
+	if err != nil {
+		s.log.Warn("the cgroup takes no limits", "err", err)
+		return
+	}
+	if s.missing, err = s.group.Missing(limits); err != nil {
 		s.log.Warn("the cgroup does not limit everything", "missing", s.missing, "err", err)
 	}
 }
@@ -62,6 +74,7 @@ func (s *supervisor) joinGroup(cloned bool) <-chan struct{} {
 			// Init may be in some part of it, so it stays; but it limits
 			// nobody for certain.
 			s.log.Warn("not in the cgroup", "err", err)
+			s.apart = true
 			s.missing = (cgroup.Place{}).Missing(s.record.Limits)
 		}
 	}()

@@ -78,10 +78,9 @@ func (g *Group) Paths() []string {
 // was not needed any more, have just removed.
 const tries = 20
 
-// Make makes the folders and sets the limits; 0 is none. What the kernel does
-// not let the group enforce after all, Missing says. After an error the group
-// must be removed.
-func (g *Group) Make(l sandbox.Limits) error {
+// Make makes the folders, without limits. After an error the group must be
+// removed.
+func (g *Group) Make() error {
 	if g == nil {
 		return nil
 	}
@@ -95,9 +94,6 @@ func (g *Group) Make(l sandbox.Limits) error {
 				break
 			}
 		}
-		if err == nil {
-			err = p.limit(l)
-		}
 		if err != nil {
 			return err
 		}
@@ -105,6 +101,20 @@ func (g *Group) Make(l sandbox.Limits) error {
 	if len(g.parts) > 0 && g.parts[0].v1 == "" {
 		var err error
 		if g.dir, err = os.OpenFile(g.parts[0].path, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Limit sets the limits of a group that was made; 0 is none. What the kernel
+// does not let the group enforce after all, Missing says.
+func (g *Group) Limit(l sandbox.Limits) error {
+	if g == nil {
+		return nil
+	}
+	for _, p := range g.parts {
+		if err := p.limit(l); err != nil {
 			return err
 		}
 	}

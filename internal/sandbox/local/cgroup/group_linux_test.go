@@ -65,7 +65,7 @@ func made(t *testing.T, p Place, l sandbox.Limits) *Group {
 			}
 		}
 	})
-	if err := g.Make(l); err != nil {
+	if err := errors.Join(g.Make(), g.Limit(l)); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -257,7 +257,7 @@ func TestNothingCanBeFrozenInNoGroup(t *testing.T) {
 		if err := g.Freeze(t.Context()); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("freeze: %v", err)
 		}
-		if err := errors.Join(g.Make(sandbox.Limits{MemoryBytes: 1}), g.Kill(t.Context()), g.Remove(t.Context()), g.Add(1, false)); err != nil {
+		if err := errors.Join(g.Make(), g.Limit(sandbox.Limits{MemoryBytes: 1}), g.Kill(t.Context()), g.Remove(t.Context()), g.Add(1, false)); err != nil {
 			t.Error(err)
 		}
 		if g.Usage() != (sandbox.Usage{}) || g.OOMs() != 0 || len(g.Paths()) != 0 || g.Dir() != nil {
@@ -329,7 +329,7 @@ func TestForgottenGroupsAreSweptAndOthersAreNot(t *testing.T) {
 	}
 	living, forgotten, strange := made(t, p, sandbox.Limits{}), made(t, p, sandbox.Limits{}), p.Group("of-somebody-else")
 	t.Cleanup(func() { _ = strange.Remove(context.Background()) })
-	if err := strange.Make(sandbox.Limits{}); err != nil {
+	if err := strange.Make(); err != nil {
 		t.Fatal(err)
 	}
 	start(t, living, "while :; do sleep 1; done")
@@ -373,7 +373,7 @@ func TestMakingAndRemovingAtOnceLeavesNothing(t *testing.T) {
 		go func() {
 			for range 20 {
 				g := p.Group(newName())
-				if err := errors.Join(g.Make(l), g.Remove(context.Background())); err != nil {
+				if err := errors.Join(g.Make(), g.Limit(l), g.Remove(context.Background())); err != nil {
 					errs <- err
 					return
 				}
@@ -401,7 +401,7 @@ func look(user string) int {
 	p := find(mountPoint, user == "root")
 	f := found{Unified: p.unified, Ours: p.ours, Divide: p.divide, Hands: p.hands}
 	g := p.Group(newName())
-	if err := g.Make(sandbox.Limits{}); err != nil {
+	if err := errors.Join(g.Make(), g.Limit(sandbox.Limits{})); err != nil {
 		f.Made = err.Error()
 	}
 	top := strings.TrimSuffix(p.unified, "/"+folder)
