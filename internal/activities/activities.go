@@ -39,9 +39,10 @@ type Options struct {
 	// Program finds a program of this host that sandboxes are lent.
 	Program func(name string) (path string, err error)
 
-	// Open reports whether a run may still use its sandboxes. An error is not
-	// an answer: nothing is removed after one.
-	Open func(ctx context.Context, run string) (bool, error)
+	// State tells who may still use the sandboxes of a run, or with num above 0
+	// the sandbox of that fork. An error is not an answer: nothing is removed
+	// after one.
+	State func(ctx context.Context, run string, num int) (orchestrator.RunState, error)
 
 	// Held tells a run that one of its forks waits for more money, or does not
 	// any more. Nil: nobody is told.
@@ -84,12 +85,13 @@ type Activities struct {
 	Options
 
 	mu    sync.Mutex
+	used  map[string]bool        // providers that remember was told of
 	bases map[string]*sync.Mutex // one preparation of a base at a time
 }
 
 // New returns the activities of one worker.
 func New(o Options) *Activities {
-	return &Activities{Options: o, bases: map[string]*sync.Mutex{}}
+	return &Activities{Options: o, bases: map[string]*sync.Mutex{}, used: map[string]bool{}}
 }
 
 // Serve registers every activity with w under its wire name.

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,7 +46,9 @@ type world struct {
 	dir   string
 	model *standin.Server
 	fake  *fake.Provider
-	open  map[string]bool
+
+	mu     sync.Mutex
+	states map[string]orchestrator.RunState // by workflow; of others nothing is known
 }
 
 const step = `{"steps": [{"text": "I write.", "tools": [{"name": "Bash", "input": {"command": "%s"}}]}, {"text": "I wrote."}]}`
@@ -63,7 +66,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 		return nil, nil, err
 	}
 	ctx := context.Background()
-	w = &world{dir: dir, model: standin.New(standin.Options{Scripts: scripts}), open: map[string]bool{}}
+	w = &world{dir: dir, model: standin.New(standin.Options{Scripts: scripts}), states: map[string]orchestrator.RunState{}}
 	upstream := httptest.NewServer(w.model)
 	prices, err := gateway.LoadPrices(nil)
 	if err != nil {
@@ -96,11 +99,16 @@ func newWorld(dir string) (w *world, done func(), err error) {
 		Providers: sandbox.NewSet(w.fake), Gateway: gw, Repo: repo.New(repo.Options{Dir: filepath.Join(dir, "git"), Logger: log}), Artifacts: store,
 		Doors: oneDoor("unix:" + socket), Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
 		Program: func(string) (string, error) { return os.Executable() },
-		Open: func(_ context.Context, run string) (bool, error) {
+		State: func(_ context.Context, run string, num int) (orchestrator.RunState, error) {
 			if run == "unknown" {
-				return false, errors.New("Temporal does not answer")
+				return orchestrator.RunState{}, errors.New("Temporal does not answer")
 			}
-			return w.open[run], nil
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if s, ok := w.states[fork.WorkflowID(run, num)]; ok && num > 0 {
+				return s, nil
+			}
+			return w.states[run], nil
 		},
 	})
 	serving, stop := context.WithCancel(ctx)
@@ -471,36 +479,6 @@ func TestCleanupFindsASandboxWhoseRefWasNeverHeardOf(t *testing.T) {
 	}
 	if left, err := w.fake.List(t.Context(), nil); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
-	}
-}
-
-func TestOnlyOldSandboxesOfOursWithoutARunAreOrphans(t *testing.T) {
-	t.Parallel()
-	w := setUp(t)
-	make := func(key, deployment, run string) {
-		t.Helper()
-		_, err := w.fake.Create(t.Context(), sandbox.Spec{Key: key, Deadline: time.Now().Add(time.Hour), Labels: map[string]string{
-			sandbox.LabelDeployment: deployment, sandbox.LabelNamespace: "n", sandbox.LabelRun: run, sandbox.LabelFork: "1"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.open["busy"] = true
-	make("orphan", "d", "over")
-	make("used", "d", "busy")
-	make("foreign", "other", "over")
-	make("unlabelled", "d", "")
-	found, err := w.FindOrphanedSandboxes(t.Context(), orchestrator.FindOrphanedSandboxesInput{})
-	if err != nil || len(found.Orphans) != 1 || found.Orphans[0].Ref.ID != "orphan" {
-		t.Errorf("%+v, %v", found, err)
-	}
-	found, err = w.FindOrphanedSandboxes(t.Context(), orchestrator.FindOrphanedSandboxesInput{MaxAge: time.Hour})
-	if err != nil || len(found.Orphans) != 0 {
-		t.Errorf("fresh ones: %+v, %v", found, err)
-	}
-	make("doubtful", "d", "unknown")
-	if found, err := w.FindOrphanedSandboxes(t.Context(), orchestrator.FindOrphanedSandboxesInput{}); err == nil {
-		t.Errorf("an error counted as no run: %+v", found)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
@@ -71,8 +72,12 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 		return out, fault.New(op, fault.Unsupported, "provider %s cannot freeze a prepared sandbox", provider.Name()).
 			Hinted("Leave --setup out and let the prompt say how to set up.")
 	}
-	out.Bundle = "bases/" + src.Commit + ".bundle"
-	return out, fault.Wrap(op, a.storeBundle(ctx, src, out.Bundle))
+	out.Bundle = bundles + "/" + src.Commit + bundleEnd
+	if err := a.storeBundle(ctx, src, out.Bundle); err != nil {
+		return out, fault.Wrap(op, err)
+	}
+	// As long as the run goes on, the clean-up keeps the bundle.
+	return out, fault.Wrap(op, a.Artifacts.Put(ctx, artifact.RunKey(in.Run, 0, bundleNote), strings.NewReader(out.Bundle)))
 }
 
 func (a *Activities) storeBundle(ctx context.Context, src repo.Base, key string) error {
@@ -154,6 +159,9 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 		if a.Doors != nil {
 			defer a.Doors.Close(in.Run, 0)
 		}
+	}
+	if err := a.remember(ctx, p.Name()); err != nil {
+		return "", false, err
 	}
 	ref, err := p.Create(ctx, spec)
 	if err != nil {

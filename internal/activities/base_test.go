@@ -205,7 +205,13 @@ func TestBasesThatNobodyUsesForLongAreRemovedByTheCleanUp(t *testing.T) {
 		{Key: "unlabelled", Created: old},
 	}}
 	w.Providers = sandbox.NewSet(c)
-	if _, err := w.FindOrphanedSandboxes(t.Context(), orchestrator.FindOrphanedSandboxesInput{MaxAge: time.Hour}); err != nil {
+	in := orchestrator.FindOrphanedSandboxesInput{OrphanRule: rule, DryRun: true}
+	dry, err := w.FindOrphanedSandboxes(t.Context(), in)
+	if err != nil || len(dry.Stored) != 1 || dry.Stored[0].ID != "old" || dry.Stored[0].Removed || len(c.removed) > 0 {
+		t.Fatalf("a dry run: %+v, %v, removed %v", dry.Stored, err, c.removed)
+	}
+	in.DryRun = false
+	if _, err := w.FindOrphanedSandboxes(t.Context(), in); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Join(c.removed, " ") != "old" {

@@ -3,7 +3,6 @@ package activities
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"strconv"
 	"time"
@@ -44,6 +43,9 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 		if spec.Gateway, err = a.door(ctx, in.Spec.Run, in.Spec.Num, in.Spec.Egress, in.Spec.Repo); err != nil {
 			return sandbox.Ref{}, err
 		}
+	}
+	if err := a.remember(ctx, provider.Name()); err != nil {
+		return sandbox.Ref{}, err
 	}
 	ref, err := provider.Create(ctx, spec)
 	if err != nil || in.Base.Bundle == "" {
@@ -167,24 +169,19 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	defer beat(ctx, phase("cleanup"))()
 	var out orchestrator.CleanupSandboxOutput
 	provider, err := a.Providers.Get(in.Provider)
-	if err != nil {
+	if err != nil && in.Orphan == nil {
 		return out, nil // a fork of an unknown provider never had a sandbox
 	}
-	if in.Ref.ID != "" {
-		if err := provider.Destroy(ctx, in.Ref); err != nil {
+	switch {
+	case err != nil:
+		return out, err
+	case in.Orphan != nil:
+		out.Kept, err = a.removeOrphan(ctx, provider, in)
+		if err != nil || out.Kept != "" {
 			return out, fault.Wrap(op, err)
 		}
-	}
-	// A creation that was cut off has no ref, but it has labels.
-	left, err := provider.List(ctx, map[string]string{
-		sandbox.LabelDeployment: a.Deployment, sandbox.LabelNamespace: a.Namespace,
-		sandbox.LabelRun: in.Run, sandbox.LabelFork: strconv.Itoa(in.Num),
-	})
-	if err != nil {
-		return out, fault.Wrap(op, err)
-	}
-	for _, info := range left {
-		if err := provider.Destroy(ctx, info.Ref); err != nil {
+	default:
+		if err := a.removeAll(ctx, provider, in); err != nil {
 			return out, fault.Wrap(op, err)
 		}
 	}
@@ -206,33 +203,41 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	return out, fault.Wrap(op, err)
 }
 
-// FindOrphanedSandboxes lists what carries our labels, is old enough and
-// belongs to no open run.
-func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.FindOrphanedSandboxesInput) (orchestrator.FindOrphanedSandboxesOutput, error) {
-	defer beat(ctx, phase("scan"))()
-	a.pruneBases(ctx)
-	out := orchestrator.FindOrphanedSandboxesOutput{Orphans: []orchestrator.CleanupSandboxInput{}}
-	open := map[string]bool{}
-	for _, name := range a.Providers.Names() {
-		infos, err := a.Providers[name].List(ctx, a.ours())
-		if err != nil {
-			return out, fault.Wrap("list sandboxes of "+name, err)
-		}
-		for _, info := range infos {
-			run := info.Labels[sandbox.LabelRun]
-			if run == "" || time.Since(info.Created) < in.MaxAge {
-				continue
-			}
-			if _, asked := open[run]; !asked {
-				if open[run], err = a.Open(ctx, run); err != nil {
-					return out, fault.Wrap(fmt.Sprintf("ask for run %s", run), err)
-				}
-			}
-			if !open[run] {
-				num, _ := strconv.Atoi(info.Labels[sandbox.LabelFork]) // 0: a base
-				out.Orphans = append(out.Orphans, orchestrator.CleanupSandboxInput{Ref: info.Ref, Provider: name, Run: run, Num: num})
-			}
+// lookAgain is how often a list that lags is looked at.
+const lookAgain = time.Second
+
+// removeAll destroys the fork's sandbox, known or not. A creation that was cut
+// off has no ref, but it has labels; where a list can miss it for a while, it
+// is looked for until it cannot any more.
+func (a *Activities) removeAll(ctx context.Context, provider sandbox.Provider, in orchestrator.CleanupSandboxInput) error {
+	if in.Ref.ID != "" {
+		if err := provider.Destroy(ctx, in.Ref); err != nil {
+			return err
 		}
 	}
-	return out, nil
+	labels := a.ours()
+	labels[sandbox.LabelRun], labels[sandbox.LabelFork] = in.Run, strconv.Itoa(in.Num)
+	until := time.Now()
+	if lag, ok := sandbox.As[sandbox.Lagger](provider); ok && in.Ref.ID == "" {
+		until = until.Add(min(lag.ListLag(), time.Minute))
+	}
+	for {
+		left, err := provider.List(ctx, labels)
+		if err != nil {
+			return err
+		}
+		for _, info := range left {
+			if err := provider.Destroy(ctx, info.Ref); err != nil {
+				return err
+			}
+		}
+		if len(left) > 0 || !time.Now().Before(until) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(lookAgain, time.Until(until))):
+		}
+	}
 }

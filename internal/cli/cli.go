@@ -136,6 +136,10 @@ type Runs interface {
 	// older than maxAge. A second call changes the two.
 	StartCleanup(ctx context.Context, interval, maxAge time.Duration) error
 
+	// Sweep does one clean-up now, or in a dry run says what it would do, and
+	// waits for it. It is fault.Conflict while another one goes on.
+	Sweep(ctx context.Context, in orchestrator.CleanupInput) (orchestrator.CleanupOutput, error)
+
 	// StopCleanup is fault.NotFound when no clean-up was started.
 	StopCleanup(ctx context.Context) error
 

@@ -42,6 +42,8 @@ type memory struct {
 	closed  int
 	pause   [2]time.Duration
 	cleanup bool
+	swept   orchestrator.CleanupOutput // what Sweep says
+	sweeps  []orchestrator.CleanupInput
 
 	killed     bool          // at the end of the script the run is terminated
 	terminated error         // what Wait says then
@@ -219,6 +221,15 @@ func (m *memory) StartCleanup(_ context.Context, interval, maxAge time.Duration)
 	defer m.mu.Unlock()
 	m.pause, m.cleanup = [2]time.Duration{interval, maxAge}, true
 	return m.failure
+}
+
+func (m *memory) Sweep(_ context.Context, in orchestrator.CleanupInput) (orchestrator.CleanupOutput, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sweeps = append(m.sweeps, in)
+	out := m.swept
+	out.DryRun = in.DryRun
+	return out, m.failure
 }
 
 func (m *memory) StopCleanup(context.Context) error {

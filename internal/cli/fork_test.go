@@ -401,8 +401,12 @@ func TestForkWithProviderOfTheSet(t *testing.T) {
 	}
 	s.want(t, exitOK, "providers", "-o", "json")
 	var list []providerInfo
-	if err := json.Unmarshal(s.out.Bytes(), &list); err != nil || len(list) != 1 || list[0] != (providerInfo{Name: "shed", HostBound: true}) {
-		t.Errorf("%s: %v", &s.out, err)
+	if err := json.Unmarshal(s.out.Bytes(), &list); err != nil || len(list) != 1 {
+		t.Fatalf("%s: %v", &s.out, err)
+	}
+	got := list[0]
+	if can := got.Capabilities; got.Name != "shed" || !got.HostBound || got.Pauses || len(can) != len(sandbox.Capabilities()) || !can["host_bound"] || can["pause"] {
+		t.Errorf("%s", &s.out)
 	}
 }
 

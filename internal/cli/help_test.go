@@ -126,6 +126,7 @@ func TestMisspeltWordsAreUsageErrorsWithANextStep(t *testing.T) {
 		{[]string{"--color", "pink", "list"}, `--color "pink"`, "See: "},
 		{[]string{"cleanup", "--interval", "0"}, "--interval 0", "in minutes"},
 		{[]string{"cleanup", "--max-age", "-1"}, "--max-age -1", "in minutes"},
+		{[]string{"cleanup", "--once", "--interval", "5"}, "is for a clean-up that is done again", "Leave --interval out"},
 		{[]string{"list", "--address", "nonsense"}, `--address: "nonsense" is not host:port`, "localhost:7233"},
 		{[]string{"status", "run/0"}, `"run/0" names no run`, "@last"},
 		{[]string{"status", "run/2"}, `"run/2" names a fork`, "Leave the number out."},

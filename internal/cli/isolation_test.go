@@ -2,6 +2,7 @@ package cli
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,12 +56,15 @@ func TestTiersAreShown(t *testing.T) {
 	s := newSession(t, newMemory())
 	s.env.Providers = func(Globals) (sandbox.Set, error) { return sandbox.Set{"local": nil, "gvisor": nil, "far": nil}, nil }
 	s.want(t, exitOK, "providers")
-	rows := map[string]string{}
+	rows := map[string][]string{}
 	for line := range strings.Lines(s.out.String()) {
 		fields := strings.Fields(line)
-		rows[fields[0]] = fields[len(fields)-1]
+		rows[fields[0]] = fields
 	}
-	if rows["local"] != "namespaces" || rows["gvisor"] != "gvisor" || rows["far"] != "-" || rows["PROVIDER"] != "ISOLATION" {
+	if head := rows["CAPABILITY"]; !slices.Equal(head, []string{"CAPABILITY", "far", "gvisor", "local"}) {
+		t.Errorf("%s", &s.out)
+	}
+	if tiers := rows["isolation"]; len(tiers) < 4 || !slices.Equal(tiers[1:4], []string{"-", "gvisor", "namespaces"}) {
 		t.Errorf("%s", &s.out)
 	}
 	if f := checkTiers(sandbox.Set{"local": nil}); f.Health != Good || f.Text != "namespaces; not here: gvisor" {

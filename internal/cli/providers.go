@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,15 +12,17 @@ import (
 
 type providersOptions struct{ Output string }
 
-// providerInfo is one line of "providers".
+// providerInfo is what "providers -o json" says of one. The fields that say
+// yes or no by themselves are older than Capabilities and stay.
 type providerInfo struct {
-	Name      string `json:"name"`
-	HostBound bool   `json:"host_bound"`
-	Snapshots bool   `json:"snapshots"`
-	Isolation string `json:"isolation,omitempty"` // the tier that it is
-	Pauses    bool   `json:"pauses"`
-	Terminals bool   `json:"terminals"`
-	Ports     bool   `json:"ports"`
+	Name         string          `json:"name"`
+	HostBound    bool            `json:"host_bound"`
+	Snapshots    bool            `json:"snapshots"`           // "freeze", of the capabilities
+	Isolation    string          `json:"isolation,omitempty"` // the tier that it is
+	Pauses       bool            `json:"pauses"`
+	Terminals    bool            `json:"terminals"`
+	Ports        bool            `json:"ports"`
+	Capabilities map[string]bool `json:"capabilities"` // by sandbox.Capability.Name: all of them
 }
 
 // newProviders makes the "providers" command.
@@ -31,14 +35,10 @@ func newProviders(env *Env, run func(context.Context, *Env, providersOptions) er
 		Use:     "providers",
 		GroupID: groupService,
 		Short:   "List the places where sandboxes can be made",
-		Long: `Providers lists the words that --provider takes and what each provider can do.
-
-RUNS WHERE says whether the sandboxes live on the worker's own host. SNAPSHOTS
-says whether a prepared repository is frozen once and every fork started from
-it; without it, every fork prepares its own. PAUSES is for "pause --freeze",
-TERMINALS for a terminal of "attach", PORTS for "forward". ISOLATION is what to
-write after --isolation, with --provider local or none, to have the sandboxes
-made there:
+		Long: `Providers lists the words that --provider takes and what each provider can do,
+as the code itself says: a column for each provider, a line for each capability.
+ISOLATION is what to write after --isolation, with --provider local or none, to
+have the sandboxes made there:
 ` + explainTiers() + `.` + exits(exitOK, exitFailed, exitUsage),
 		Example: "  sandbox-temporal providers",
 		Args:    args(),
@@ -56,39 +56,78 @@ func runProviders(_ context.Context, env *Env, opts providersOptions) error {
 	if err != nil {
 		return err
 	}
-	list := []providerInfo{}
-	for _, name := range set.Names() {
-		p := set[name]
-		_, bound := sandbox.As[sandbox.HostBound](p)
-		_, snaps := sandbox.As[sandbox.Freezer](p)
-		_, pauses := sandbox.As[sandbox.Pauser](p)
-		_, terminals := sandbox.As[sandbox.Terminaler](p)
-		_, ports := sandbox.As[sandbox.PortDialer](p)
-		list = append(list, providerInfo{name, bound, snaps, tierOf(name), pauses, terminals, ports})
-	}
+	list := describeProviders(set)
 	if opts.Output == "json" {
 		return writeJSON(env.Stdout, list)
 	}
-	var rows [][]cell
+	columns := []column{{"CAPABILITY", false}}
 	for _, i := range list {
-		row := []cell{{flat(i.Name), plain}, {"elsewhere", plain}}
-		if i.HostBound {
-			row[1].text = "worker's host"
+		columns = append(columns, column{flat(i.Name), false})
+	}
+	columns = append(columns, column{"", false})
+	var rows [][]cell
+	for _, line := range providerTable(list) {
+		var row []cell
+		for _, text := range line {
+			row = append(row, cell{strings.ReplaceAll(text, "`", ""), plain})
 		}
-		for _, can := range []bool{i.Snapshots, i.Pauses, i.Terminals, i.Ports} {
+		rows = append(rows, row)
+	}
+	return writeTable(env.Stdout, env.paintFor(env.Stdout), columns, rows)
+}
+
+func describeProviders(set sandbox.Set) []providerInfo {
+	list := []providerInfo{}
+	for _, name := range set.Names() {
+		can := map[string]bool{}
+		for _, c := range sandbox.Capabilities() {
+			can[c.Name] = c.Has(set[name])
+		}
+		list = append(list, providerInfo{
+			Name: name, HostBound: can["host_bound"], Snapshots: can["freeze"], Isolation: tierOf(name),
+			Pauses: can["pause"], Terminals: can["terminal"], Ports: can["ports"], Capabilities: can,
+		})
+	}
+	return list
+}
+
+// providerTable is a line for each capability: its name, one word for each
+// provider, and what it is good for. The last line has the tiers.
+func providerTable(list []providerInfo) [][]string {
+	var lines [][]string
+	for _, c := range sandbox.Capabilities() {
+		line := []string{strings.ReplaceAll(c.Name, "_", " ")}
+		for _, i := range list {
 			word := "no"
-			if can {
+			if i.Capabilities[c.Name] {
 				word = "yes"
 			}
-			row = append(row, cell{word, plain})
+			line = append(line, word)
 		}
+		lines = append(lines, append(line, c.Text))
+	}
+	last := []string{"isolation"}
+	for _, i := range list {
 		tier := i.Isolation
 		if tier == "" {
 			tier = "-"
 		}
-		rows = append(rows, append(row, cell{tier, plain}))
+		last = append(last, tier)
 	}
-	return writeTable(env.Stdout, env.paintFor(env.Stdout), []column{
-		{"PROVIDER", false}, {"RUNS WHERE", false}, {"SNAPSHOTS", false}, {"PAUSES", false}, {"TERMINALS", false}, {"PORTS", false}, {"ISOLATION", false},
-	}, rows)
+	return append(lines, append(last, "what to write after `--isolation`"))
+}
+
+// ProvidersMarkdown returns the table that "providers" prints, as README shows
+// it.
+func ProvidersMarkdown(set sandbox.Set) string {
+	list := describeProviders(set)
+	head := []string{"capability"}
+	for _, i := range list {
+		head = append(head, "`"+i.Name+"`")
+	}
+	var b strings.Builder
+	for _, line := range append([][]string{append(head, "what it is for"), slices.Repeat([]string{"---"}, len(head)+1)}, providerTable(list)...) {
+		b.WriteString("| " + strings.Join(line, " | ") + " |\n")
+	}
+	return b.String()
 }

@@ -13,15 +13,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	enumspb "go.temporal.io/api/enums/v1"
-	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/worker"
@@ -122,7 +119,10 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	hostname, _ := os.Hostname() // an empty one is still unique by id
 	acts := activities.New(activities.Options{
 		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
-		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program, Open: h.open,
+		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program,
+		State: func(ctx context.Context, run string, num int) (orchestrator.RunState, error) {
+			return orchestrator.StateOf(ctx, o.Temporal, run, num)
+		},
 		Held: func(ctx context.Context, run string, hold fork.Hold) error {
 			return orchestrator.Fault(o.Temporal.SignalWorkflow(ctx, run, "", orchestrator.ForkHeld, hold))
 		},
@@ -229,20 +229,4 @@ func (h *Host) serveMetrics() (*metrics.Metrics, error) {
 	h.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	h.serving.Go(func() { _ = h.http.Serve(ln) })
 	return m, nil
-}
-
-// open reports whether the run may still use its sandboxes.
-func (h *Host) open(ctx context.Context, run string) (bool, error) {
-	if strings.HasPrefix(run, fork.PreparePrefix) {
-		return orchestrator.Preparing(ctx, h.o.Temporal, run)
-	}
-	d, err := h.o.Temporal.DescribeWorkflowExecution(ctx, run, "")
-	var gone *serviceerror.NotFound
-	if errors.As(err, &gone) {
-		return false, nil // closed so long ago that Temporal forgot it
-	}
-	if err != nil {
-		return false, orchestrator.Fault(err)
-	}
-	return d.WorkflowExecutionInfo.Status == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING, nil
 }

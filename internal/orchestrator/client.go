@@ -458,7 +458,7 @@ func quote(s string) string {
 func (c *Client) StartCleanup(ctx context.Context, interval, maxAge time.Duration) error {
 	spec := client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: interval}}}
 	action := &client.ScheduleWorkflowAction{
-		ID: CleanupID, Workflow: CleanupName, TaskQueue: c.queue(), Args: []any{CleanupInput{MaxAge: maxAge}},
+		ID: CleanupID, Workflow: CleanupName, TaskQueue: c.queue(), Args: []any{CleanupInput{MaxAge: maxAge, Grace: CleanupGrace}},
 	}
 	_, err := c.Temporal.ScheduleClient().Create(ctx, client.ScheduleOptions{
 		ID: CleanupID, Spec: spec, Action: action, Overlap: enumspb.SCHEDULE_OVERLAP_POLICY_SKIP, CatchupWindow: time.Minute,

@@ -183,11 +183,16 @@ type (
 		Provider string      `json:"provider"`
 		Run      string      `json:"run"`
 		Num      int         `json:"fork_num"`
+
+		// Orphan makes it the removal of what a clean-up found: that sandbox and
+		// no other, and only when the rule still holds for it.
+		Orphan *OrphanRule `json:"orphan,omitempty"`
 	}
 	// CleanupSandboxOutput is the fork's final account: nothing can be spent
 	// after its clean-up.
 	CleanupSandboxOutput struct {
 		Usage fork.Usage `json:"usage"`
+		Kept  string     `json:"kept,omitempty"` // of an orphan: why it was left after all
 	}
 	// SetBudgetInput says what a budget is from now on: the run's, or with Num
 	// above 0 that of a fork.
@@ -200,13 +205,24 @@ type (
 	RecordMetricsInput struct {
 		Result fork.Result `json:"result"`
 	}
-	// FindOrphanedSandboxesInput asks for sandboxes that no run uses.
+	// FindOrphanedSandboxesInput asks for a page of the sandboxes that no run
+	// uses. With the first page, unless it is a dry run, goes what is kept on
+	// disk and was used by nobody for long.
 	FindOrphanedSandboxesInput struct {
-		MaxAge time.Duration `json:"max_age"`
+		OrphanRule
+		DryRun bool   `json:"dry_run,omitempty"`
+		After  string `json:"after,omitempty"` // the Next of the page before
+		Limit  int    `json:"limit,omitempty"` // of a page; 0: CleanupPage
 	}
 	// FindOrphanedSandboxesOutput is what can go.
 	FindOrphanedSandboxesOutput struct {
-		Orphans []CleanupSandboxInput `json:"orphans"`
+		Orphans   []CleanupSandboxInput `json:"orphans"`
+		Sandboxes []CleanupItem         `json:"sandboxes,omitempty"` // the orphans again, for people
+		Stored    []CleanupItem         `json:"stored,omitempty"`    // bases, bundles, files of runs
+		Kept      map[string]int        `json:"kept,omitempty"`      // how many sandboxes of ours stay, by why
+		Problems  []string              `json:"problems,omitempty"`  // what could not be looked at
+		Queue     string                `json:"queue,omitempty"`     // where those can be removed that were found
+		Next      string                `json:"next,omitempty"`      // empty on the last page
 	}
 	// None is the output of an activity that has nothing to say.
 	None struct{}
@@ -224,14 +240,47 @@ type (
 		Num int      `json:"fork_num,omitempty"`
 		Add fork.USD `json:"add_usd"`
 	}
-	// CleanupInput is what the scheduled clean-up is started with.
+	// CleanupInput is what a clean-up is started with.
 	CleanupInput struct {
 		MaxAge time.Duration `json:"max_age"`
+		Grace  time.Duration `json:"grace,omitempty"` // 0: CleanupGrace
+		DryRun bool          `json:"dry_run,omitempty"`
+
+		// Where a clean-up goes on that has continued as new.
+		After string         `json:"after,omitempty"`
+		Queue string         `json:"queue,omitempty"`
+		Sofar *CleanupOutput `json:"so_far,omitempty"`
 	}
-	// CleanupOutput says what one clean-up did.
+	// CleanupOutput says what one clean-up did, or in a dry run would do.
 	CleanupOutput struct {
-		Found   int `json:"found"`
-		Removed int `json:"removed"`
+		DryRun   bool           `json:"dry_run,omitempty"`
+		Found    int            `json:"found"`
+		Removed  int            `json:"removed"`
+		Items    []CleanupItem  `json:"items,omitempty"`    // the first CleanupItems of what was found
+		Kept     map[string]int `json:"kept,omitempty"`     // how many sandboxes of ours stay, by why
+		Problems []string       `json:"problems,omitempty"` // what could not be looked at or removed
+	}
+	// CleanupItem is one thing that a clean-up removes, and why.
+	CleanupItem struct {
+		Kind     string    `json:"kind"` // KindSandbox, KindBase, KindBundle or KindRun
+		Provider string    `json:"provider,omitempty"`
+		ID       string    `json:"id"`
+		Run      string    `json:"run,omitempty"`
+		ForkNum  int       `json:"fork_num,omitempty"`
+		Since    time.Time `json:"since"`                  // when it was made, or last used
+		Bytes    int64     `json:"bytes,omitempty"`        // on a disk, where known
+		Hourly   *fork.USD `json:"usd_per_hour,omitempty"` // where known
+		Paused   bool      `json:"paused,omitempty"`
+		Why      string    `json:"why"`
+		Removed  bool      `json:"removed"`
+		Kept     string    `json:"kept,omitempty"` // why it is there still
+	}
+	// OrphanRule says which sandboxes of ours are orphans: those made MaxAge
+	// ago or earlier whose workflows have all been closed for Grace, or are
+	// forgotten.
+	OrphanRule struct {
+		MaxAge time.Duration `json:"max_age"`
+		Grace  time.Duration `json:"grace,omitempty"`
 	}
 	// ResultsInput asks for the results of ended forks with a number of at
 	// least From.

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
@@ -30,6 +32,7 @@ type deeds struct {
 	agent   func(context.Context, RunAgentInput) (RunAgentOutput, error)
 	collect func(CollectResultInput) (CollectResultOutput, error)
 	clean   func(CleanupSandboxInput) error
+	find    func(FindOrphanedSandboxesInput) (FindOrphanedSandboxesOutput, error)
 	prepare func() error
 	pause   func(HoldSandboxInput) error
 	resume  func(HoldSandboxInput) error
@@ -128,7 +131,10 @@ func (d *deeds) serve(w Registrar) {
 		d.count("metrics")
 		return None{}, nil
 	})
-	FindOrphanedSandboxes.Serve(w, func(context.Context, FindOrphanedSandboxesInput) (FindOrphanedSandboxesOutput, error) {
+	FindOrphanedSandboxes.Serve(w, func(_ context.Context, in FindOrphanedSandboxesInput) (FindOrphanedSandboxesOutput, error) {
+		if d.find != nil {
+			return d.find(in)
+		}
 		return FindOrphanedSandboxesOutput{Orphans: []CleanupSandboxInput{{Ref: sandbox.Ref{ID: "old"}}, {Ref: sandbox.Ref{ID: "older"}}}}, nil
 	})
 }
@@ -519,8 +525,67 @@ func TestCleanupRemovesWhatItFinds(t *testing.T) {
 	env := newEnv(t, &d)
 	env.ExecuteWorkflow(CleanupName, CleanupInput{MaxAge: time.Hour})
 	var out CleanupOutput
-	if err := env.GetWorkflowResult(&out); err != nil || out.Found != 2 || out.Removed != 1 || !slices.Equal(gone, []string{"older"}) {
+	if err := env.GetWorkflowResult(&out); err != nil || out.Found != 2 || out.Removed != 1 || !slices.Equal(gone, []string{"older"}) ||
+		len(out.Problems) != 1 || out.Items[0].Removed || out.Items[0].Kept == "" || !out.Items[1].Removed {
 		t.Errorf("%+v, %v, %v", out, gone, err)
+	}
+}
+
+func TestCleanupGoesThroughPagesAndContinuesAsNew(t *testing.T) {
+	const pages = cleanupPages + 3
+	var d deeds
+	var asked []FindOrphanedSandboxesInput
+	d.find = func(in FindOrphanedSandboxesInput) (FindOrphanedSandboxesOutput, error) {
+		asked = append(asked, in)
+		out := FindOrphanedSandboxesOutput{Queue: "q@host", Kept: map[string]int{"in use": len(asked)}, Problems: []string{"e2b is down"}}
+		for i := range CleanupPage {
+			out.Orphans = append(out.Orphans, CleanupSandboxInput{Ref: sandbox.Ref{ID: fmt.Sprint(len(asked), "-", i)}, Orphan: &in.OrphanRule})
+		}
+		if len(asked) < pages {
+			out.Next = fmt.Sprint(len(asked))
+		}
+		return out, nil
+	}
+	env := newEnv(t, &d)
+	env.ExecuteWorkflow(CleanupName, CleanupInput{MaxAge: time.Hour})
+	var next *workflow.ContinueAsNewError
+	if err := env.GetWorkflowError(); !errors.As(err, &next) || len(asked) != cleanupPages {
+		t.Fatalf("%v after %d pages", err, len(asked))
+	}
+	var in CleanupInput
+	if err := converter.GetDefaultDataConverter().FromPayloads(next.Input, &in); err != nil {
+		t.Fatal(err)
+	}
+	if size := next.Input.Size(); size > 128<<10 {
+		t.Errorf("it goes on with %d bytes", size)
+	}
+	env = newEnv(t, &d)
+	env.ExecuteWorkflow(CleanupName, in)
+	var out CleanupOutput
+	if err := env.GetWorkflowResult(&out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Found != pages*CleanupPage || out.Removed != out.Found || len(out.Items) != CleanupItems || len(out.Problems) != 1 || out.Kept["in use"] != 1 {
+		t.Errorf("found %d, removed %d, %d items, %q, %v", out.Found, out.Removed, len(out.Items), out.Problems, out.Kept)
+	}
+	for i, a := range asked {
+		if want := map[bool]string{true: "", false: fmt.Sprint(i)}[i == 0]; a.After != want || a.Grace != CleanupGrace || a.MaxAge != time.Hour {
+			t.Errorf("page %d: %+v", i, a)
+		}
+	}
+}
+
+func TestDryCleanupRemovesNothing(t *testing.T) {
+	var d deeds
+	d.clean = func(in CleanupSandboxInput) error {
+		t.Errorf("%s was removed", in.Ref.ID)
+		return nil
+	}
+	env := newEnv(t, &d)
+	env.ExecuteWorkflow(CleanupName, CleanupInput{MaxAge: time.Hour, DryRun: true})
+	var out CleanupOutput
+	if err := env.GetWorkflowResult(&out); err != nil || !out.DryRun || out.Found != 2 || out.Removed != 0 || len(out.Items) != 2 {
+		t.Errorf("%+v, %v", out, err)
 	}
 }
 

@@ -73,16 +73,3 @@ func (c *Client) await(ctx context.Context, h client.ActivityHandle, out any) er
 		}
 	}
 }
-
-// Preparing reports whether the preparation of a base goes on.
-func Preparing(ctx context.Context, c client.Client, id string) (bool, error) {
-	d, err := c.GetActivityHandle(client.GetActivityHandleOptions{ActivityID: id}).Describe(ctx, client.DescribeActivityOptions{})
-	var gone *serviceerror.NotFound
-	if errors.As(err, &gone) {
-		return false, nil
-	}
-	if err != nil {
-		return false, Fault(err)
-	}
-	return d.Status == enumspb.ACTIVITY_EXECUTION_STATUS_RUNNING, nil
-}

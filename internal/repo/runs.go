@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -192,6 +193,41 @@ func (s *Store) find(ctx context.Context, run string, num int) (dir, base, tip s
 func noBranch(run string, num int) error {
 	return fault.New("", fault.NotFound, "there is no branch %s", fork.Branch(run, num)).
 		Hinted("The fork has not ended yet, or it changed nothing.")
+}
+
+// A RunInfo is what Runs says of a run's repository.
+type RunInfo struct {
+	Run  string
+	Used time.Time // when objects last came into it
+}
+
+// Runs returns the runs that have a repository here.
+func (s *Store) Runs(_ context.Context) ([]RunInfo, error) {
+	const op = "repo: list runs"
+	entries, err := os.ReadDir(filepath.Join(s.dir, "runs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Wrap(op, diskFault(err))
+	}
+	var runs []RunInfo
+	for _, e := range entries {
+		run, ok := strings.CutSuffix(e.Name(), ".git")
+		if !ok || !e.IsDir() || checkRun(run, 1) != nil {
+			continue
+		}
+		info := RunInfo{Run: run}
+		for _, part := range []string{".", "objects", filepath.Join("objects", "pack"), "refs"} {
+			if st, err := os.Stat(filepath.Join(s.runDir(run), part)); err == nil && st.ModTime().After(info.Used) {
+				info.Used = st.ModTime()
+			}
+		}
+		if !info.Used.IsZero() { // it was removed just now
+			runs = append(runs, info)
+		}
+	}
+	return runs, nil
 }
 
 // Remove deletes a run's repository and the branches in it. Branches that a

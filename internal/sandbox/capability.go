@@ -149,6 +149,22 @@ type Usage struct {
 	DiskBytes   int64         `json:"disk_bytes"`   // what was written, when it was last looked at
 }
 
+// Pricer is implemented by providers whose sandboxes cost money as long as
+// they are there.
+type Pricer interface {
+	// HourlyPrice returns what the sandbox costs in an hour as it is now, in
+	// billionths of a dollar, and ok false when nobody can say. It asks nobody:
+	// a list of a thousand sandboxes asks for each.
+	HourlyPrice(info Info) (nanoUSD int64, ok bool)
+}
+
+// Lagger is implemented by providers whose List can miss a sandbox for a while
+// after it was made.
+type Lagger interface {
+	// ListLag is how long a List can be behind.
+	ListLag() time.Duration
+}
+
 // As finds the first provider in p's chain of wrappers that has capability C.
 // A wrapper shows what it wraps by a method Unwrap() Provider.
 func As[C any](p Provider) (c C, ok bool) {
