@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -26,7 +27,7 @@ func (a *Activities) pruneBases(ctx context.Context) {
 			again = false
 			bases, err := snap.Bases(ctx)
 			if err != nil {
-				a.Logger.WarnContext(ctx, "Bases are not pruned", "provider", name, "error", err)
+				a.Logger.WarnContext(ctx, "Bases are not pruned", logs.Provider, name, logs.Error, err)
 				break
 			}
 			for _, b := range (sandbox.Retention{Age: BaseAge, Bytes: -1}).Expired(bases, time.Now()) {
@@ -37,9 +38,9 @@ func (a *Activities) pruneBases(ctx context.Context) {
 				switch {
 				case err == nil:
 					again = true
-					a.Logger.InfoContext(ctx, "Base removed: nobody has used it for long", "base", b.Key, "provider", name)
+					a.Logger.InfoContext(ctx, "Base removed: nobody has used it for long", logs.Base, b.Key, logs.Provider, name)
 				case fault.KindOf(err) != fault.Conflict: // somebody came just now
-					a.Logger.WarnContext(ctx, "Base not removed", "base", b.Key, "provider", name, "error", err)
+					a.Logger.WarnContext(ctx, "Base not removed", logs.Base, b.Key, logs.Provider, name, logs.Error, err)
 				}
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -45,15 +46,18 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 			return sandbox.Ref{}, err
 		}
 	}
-	ref, err := provider.Create(ctx, spec)
-	if err != nil || in.Base.Bundle == "" {
-		return ref, err
+	var fill func(sandbox.Ref) error
+	if in.Base.Bundle != "" {
+		fill = func(ref sandbox.Ref) error {
+			err := a.fill(ctx, ref, in.Base)
+			if err != nil {
+				// The next try begins with a new one.
+				err = errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
+			}
+			return err
+		}
 	}
-	if err := a.fill(ctx, ref, in.Base); err != nil {
-		// The next try begins with a new one.
-		return sandbox.Ref{}, errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
-	}
-	return ref, nil
+	return a.create(ctx, provider, spec, fill)
 }
 
 // door opens the way of a host-bound sandbox to the gateway.
@@ -188,6 +192,7 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 			return out, fault.Wrap(op, err)
 		}
 	}
+	a.about(in.Run, in.Num, in.Ref.ID).InfoContext(ctx, "Sandbox removed", logs.Provider, in.Provider)
 	if a.Doors != nil {
 		defer a.Doors.Close(in.Run, in.Num)
 	}
@@ -218,6 +223,7 @@ func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.
 		if err != nil {
 			return out, fault.Wrap("list sandboxes of "+name, err)
 		}
+		found := len(out.Orphans)
 		for _, info := range infos {
 			run := info.Labels[sandbox.LabelRun]
 			if run == "" || time.Since(info.Created) < in.MaxAge {
@@ -231,8 +237,10 @@ func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.
 			if !open[run] {
 				num, _ := strconv.Atoi(info.Labels[sandbox.LabelFork]) // 0: a base
 				out.Orphans = append(out.Orphans, orchestrator.CleanupSandboxInput{Ref: info.Ref, Provider: name, Run: run, Num: num})
+				a.about(run, num, info.Ref.ID).WarnContext(ctx, "Sandbox found that no run uses", logs.Provider, name, logs.Age, time.Since(info.Created).Seconds())
 			}
 		}
+		a.Metrics.OrphansFound(name, len(out.Orphans)-found)
 	}
 	return out, nil
 }

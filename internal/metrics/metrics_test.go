@@ -19,7 +19,11 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden file")
 
-var models = []string{"sonnet", "claude-sonnet-5-5"}
+var (
+	models    = []string{"sonnet", "claude-sonnet-5-5"}
+	providers = []string{"local", "remote"}
+	sets      = Sets{Models: models, Providers: providers}
+)
 
 func result(status fork.Status, model string, seconds float64, cost fork.USD) fork.Result {
 	return fork.Result{Status: status, Model: model, Duration: seconds, Usage: fork.Usage{Cost: cost}}
@@ -29,7 +33,7 @@ func result(status fork.Status, model string, seconds float64, cost fork.USD) fo
 func played(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
-	m := New(reg, models)
+	m := New(reg, sets)
 	for _, r := range []fork.Result{
 		result(fork.Success, "sonnet", 61, fork.Dollar/4),
 		result(fork.Success, "sonnet", 3600, 2*fork.Dollar),
@@ -96,7 +100,7 @@ func TestForksAreCountedAsTheyEnd(t *testing.T) {
 
 func TestThousandForksAddNoSeries(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	m := New(reg, models)
+	m := New(reg, sets)
 	// Once every label that there can be, strangers included.
 	for _, model := range append(models, "x") {
 		for _, status := range append(fork.Statuses, "x") {
@@ -125,7 +129,7 @@ func TestThousandForksAddNoSeries(t *testing.T) {
 
 func TestStrangeNumbersDoNotSpoilTheSums(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	m := New(reg, models)
+	m := New(reg, sets)
 	m.ForkEnded(result(fork.Success, "sonnet", math.NaN(), -fork.Dollar))
 	m.ForkEnded(result(fork.Success, "sonnet", -5, fork.Dollar))
 	m.ForkEnded(result(fork.Success, "sonnet", 5, fork.Dollar))

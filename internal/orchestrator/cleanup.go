@@ -1,6 +1,10 @@
 package orchestrator
 
-import "go.temporal.io/sdk/workflow"
+import (
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
+)
 
 // Cleanup is one round of the reaper: it removes the sandboxes that belong to
 // us, are old enough and are used by no run. A schedule starts it; see
@@ -13,7 +17,7 @@ func Cleanup(ctx workflow.Context, in CleanupInput) (CleanupOutput, error) {
 	out := CleanupOutput{Found: len(found.Orphans)}
 	for _, orphan := range found.Orphans {
 		if _, err := attempt(ctx, cleaning, CleanupSandbox, orphan); err != nil {
-			workflow.GetLogger(ctx).Error("Orphan left behind", "sandbox", orphan.Ref.ID, "error", err)
+			workflow.GetLogger(ctx).Error("Orphan left behind", logs.Run, orphan.Run, logs.Fork, orphan.Num, logs.Sandbox, orphan.Ref.ID, logs.Error, err)
 			continue
 		}
 		out.Removed++
