@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // removed stands in the place of a secret.
@@ -50,11 +51,7 @@ func scrub(line []byte, secrets []string) []byte {
 			continue
 		}
 		quoted := strconv.Quote(s)
-		encoded, err := json.Marshal(s)
-		if err != nil { // a string: it cannot be
-			encoded = []byte(quoted)
-		}
-		all = append(all, s, quoted[1:len(quoted)-1], string(encoded[1:len(encoded)-1]), url.QueryEscape(s), url.PathEscape(s))
+		all = append(all, s, quoted[1:len(quoted)-1], inJSON(s, true), inJSON(s, false), url.QueryEscape(s), url.PathEscape(s))
 	}
 	// The longest first: of two that overlap, none may leave its end.
 	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) })
@@ -62,6 +59,18 @@ func scrub(line []byte, secrets []string) []byte {
 		line = bytes.ReplaceAll(line, []byte(s), []byte(removed))
 	}
 	return line
+}
+
+// inJSON returns how s stands between the quotes of a JSON string.
+func inJSON(s string, html bool) string {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(html)
+	if e.Encode(s) != nil { // a string: it cannot be
+		return s
+	}
+	text := strings.TrimSpace(b.String())
+	return text[1 : len(text)-1]
 }
 
 // patterns are what secrets look like, also those that nobody told us of. What
