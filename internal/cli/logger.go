@@ -53,6 +53,11 @@ func (k *keeper) texts() []string {
 	return append(k.vault.secrets().Texts(), k.fixed...)
 }
 
+func logFileFault(err error) error {
+	return fault.New("log file", fault.Denied, "%w", err).
+		Hinted("Set --log-file (SANDBOX_TEMPORAL_LOG_FILE, log_file) to a file that can be written, or leave it out.")
+}
+
 // logger opens the log of an engine or a worker. The returned function closes
 // it.
 func (p *plugged) logger(cfg *config.Config) (*slog.Logger, *keeper, func(), error) {
@@ -72,8 +77,7 @@ func (p *plugged) logger(cfg *config.Config) (*slog.Logger, *keeper, func(), err
 	if cfg.LogFile != "" {
 		f, err := os.OpenFile(cfg.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
-			return nil, nil, nil, fault.New("log file", fault.Denied, "%w", err).
-				Hinted("Set --log-file (SANDBOX_TEMPORAL_LOG_FILE, log_file) to a file that can be written, or leave it out.")
+			return nil, nil, nil, logFileFault(err)
 		}
 		to, done = f, func() { _ = f.Close() }
 	}

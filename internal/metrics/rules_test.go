@@ -65,7 +65,8 @@ func TestEveryAlertIsTestedBothWaysAndExplained(t *testing.T) {
 // TestAlertsAndDocsNameWhatIsCounted finds the series of our own that nobody
 // counts any more, and those that nobody told of.
 func TestAlertsAndDocsNameWhatIsCounted(t *testing.T) {
-	reg, m, _ := everything(t)
+	reg, m, sdk := everything(t)
+	player{m, sdk}.fork(1)
 	m.ActiveSandboxes(reg, func(context.Context) map[string]int { return map[string]int{"local": 1} })
 	families, err := reg.Gather()
 	if err != nil {
