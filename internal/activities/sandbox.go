@@ -174,9 +174,16 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	if err != nil {
 		return out, nil // a fork of an unknown provider never had a sandbox
 	}
+	destroy := func(ref sandbox.Ref) error {
+		err := provider.Destroy(ctx, ref)
+		if err == nil {
+			a.about(in.Run, in.Num, ref.ID).InfoContext(ctx, "Sandbox removed", logs.Provider, in.Provider)
+		}
+		return fault.Wrap(op, err)
+	}
 	if in.Ref.ID != "" {
-		if err := provider.Destroy(ctx, in.Ref); err != nil {
-			return out, fault.Wrap(op, err)
+		if err := destroy(in.Ref); err != nil {
+			return out, err
 		}
 	}
 	// A creation that was cut off has no ref, but it has labels.
@@ -188,11 +195,10 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 		return out, fault.Wrap(op, err)
 	}
 	for _, info := range left {
-		if err := provider.Destroy(ctx, info.Ref); err != nil {
-			return out, fault.Wrap(op, err)
+		if err := destroy(info.Ref); err != nil {
+			return out, err
 		}
 	}
-	a.about(in.Run, in.Num, in.Ref.ID).InfoContext(ctx, "Sandbox removed", logs.Provider, in.Provider)
 	if a.Doors != nil {
 		defer a.Doors.Close(in.Run, in.Num)
 	}
