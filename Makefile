@@ -24,7 +24,7 @@ demo: build ## see it work: needs no key, no account, no other server
 	bin/sandbox-temporal demo
 
 test: need build $(AGENTS) $(RUNSC) $(TEMPORAL) ## install what the tests need, build once, run every test
-	@scripts/need.sh 'postgres?'
+	@scripts/need.sh 'postgres?' 'prometheus?'
 	scripts/test.sh
 
 check: lint test ## what CI runs: every check, then every test

@@ -24,6 +24,9 @@ var floors = map[string][]string{
 	"internal/fault": {},
 	"internal/fork":  {"internal/fault"},
 
+	// The logger: its keys are words, and it knows none of what is logged.
+	"internal/logs": {"internal/fork"},
+
 	// 1: seams
 	"internal/sandbox": {"internal/fault"},
 	"internal/agent":   {"internal/fault", "internal/fork"},
@@ -51,7 +54,7 @@ var floors = map[string][]string{
 	"internal/gateway/ledger/ledgertest": {},
 	"internal/repo":                      {"internal/fault", "internal/fork"},
 	"internal/artifact":                  {"internal/fault"},
-	"internal/metrics":                   {"internal/fork"},
+	"internal/metrics":                   {"internal/fault", "internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:
 	// lock, endpoint file, control socket.
 	"internal/endpoint": {"internal/fault"},
@@ -65,11 +68,11 @@ var floors = map[string][]string{
 	"internal/demo": {"internal/fault", "internal/standin"},
 
 	// 3: decisions
-	"internal/orchestrator": {"internal/fault", "internal/fork", "internal/sandbox"},
+	"internal/orchestrator": {"internal/fault", "internal/fork", "internal/logs", "internal/sandbox"},
 
 	// 4: deeds
 	"internal/activities": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent",
-		"internal/gateway", "internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator"},
+		"internal/gateway", "internal/repo", "internal/artifact", "internal/logs", "internal/metrics", "internal/orchestrator"},
 
 	// 5: machinery
 	"internal/config": {"internal/fault", "internal/fork"},
@@ -77,7 +80,7 @@ var floors = map[string][]string{
 	// One worker process: gateway, activities, metrics and the task queues
 	// it serves. Both "worker" and the engine are made of it.
 	"internal/host": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger",
-		"internal/repo", "internal/artifact", "internal/metrics", "internal/orchestrator", "internal/activities"},
+		"internal/repo", "internal/artifact", "internal/logs", "internal/metrics", "internal/orchestrator", "internal/activities"},
 
 	// Comes before everything else in the order of initialisation, so it
 	// imports nothing.
@@ -86,7 +89,7 @@ var floors = map[string][]string{
 	// 6: the face: knows the seams, not what is plugged in
 	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
-		"internal/host", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
+		"internal/host", "internal/logs", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
 
 	// 7: main plugs everything in
 	"cmd/*": {"*"},

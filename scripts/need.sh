@@ -61,4 +61,10 @@ if [[ " ${missing[*]} " == *' postgresql '* && ! -d /etc/postgresql ]]; then
   apt-get install -y -qq --no-install-recommends postgresql-common </dev/null >&2
   sed -ri 's/^#?create_main_cluster\>.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
 fi
+if [[ " ${missing[*]} " == *' prometheus '* && ! -e /etc/systemd/system/prometheus.service ]]; then
+  # Likewise; Debian's would also take port 9090 from our own engines. "systemctl
+  # unmask prometheus" lets it start.
+  mkdir -p /etc/systemd/system
+  ln -s /dev/null /etc/systemd/system/prometheus.service
+fi
 apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2

@@ -44,6 +44,7 @@ func TestSessions(t *testing.T) {
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
+			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery,
 		},
 	})
 }
@@ -71,6 +72,8 @@ type session struct {
 	model   *standin.Server
 	started time.Time
 	pids    map[string]string
+
+	prometheus string // URL of the server that watches the engine
 }
 
 type sessionKey struct{}
@@ -166,6 +169,9 @@ func condition(name string) (bool, error) {
 		return claudePath() != "", nil
 	case "postgres":
 		return ledgertest.Available(), nil
+	case "prometheus":
+		_, err := exec.LookPath("prometheus")
+		return err == nil, nil
 	case "gvisor":
 		return os.Getenv("SANDBOX_TEMPORAL_RUNSC") != "", nil
 	case "root":

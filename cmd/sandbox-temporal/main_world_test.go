@@ -121,11 +121,15 @@ func cmdRunid(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[1], rep.Run)
 }
 
-// cmdFetch reads the engine's metrics or its web page: fetch metrics|ui REGEXP.
+// cmdFetch reads the engine's metrics, its health or its web page: fetch
+// metrics|healthz|readyz|ui REGEXP.
 func cmdFetch(ts *testscript.TestScript, _ bool, args []string) {
 	ep, err := endpoint.Read(ts.Getenv("STATE"))
 	ts.Check(err)
 	url := map[string]string{"metrics": ep.Metrics, "ui": ep.UI}[args[0]]
+	if url == "" {
+		url = strings.TrimSuffix(ep.Metrics, "metrics") + args[0]
+	}
 	res, err := http.Get(url)
 	ts.Check(err)
 	defer res.Body.Close()

@@ -118,9 +118,11 @@ func (a *Activities) SetBudget(ctx context.Context, in orchestrator.SetBudgetInp
 }
 
 // RecordMetrics counts a fork that ended.
-func (a *Activities) RecordMetrics(_ context.Context, in orchestrator.RecordMetricsInput) (orchestrator.None, error) {
-	if a.Metrics != nil {
-		a.Metrics.ForkEnded(in.Result)
+func (a *Activities) RecordMetrics(ctx context.Context, in orchestrator.RecordMetricsInput) (orchestrator.None, error) {
+	a.ended(ctx, in)
+	a.Metrics.ForkEnded(in.Result)
+	if in.Cancelled > 0 {
+		a.Metrics.ForkCancelled(in.Cancelled)
 	}
 	return orchestrator.None{}, nil
 }

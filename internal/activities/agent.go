@@ -18,6 +18,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -53,54 +54,68 @@ func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentIn
 		return orchestrator.RunAgentOutput{}, err
 	}
 	defer sb.Close()
-	p, err := a.startAgent(ctx, sb, ag, in)
+	log := a.about(in.Spec.Run, in.Spec.Num, in.Ref.ID).With(logs.Agent, in.Spec.Agent, logs.Attempt, in.Attempt)
+	p, found, err := a.startAgent(ctx, sb, ag, in)
 	if err != nil {
+		log.WarnContext(ctx, "Agent not started", logs.Error, err)
 		return orchestrator.RunAgentOutput{}, fault.Wrap("start agent", err)
+	}
+	if found {
+		log.InfoContext(ctx, "Agent found again")
+	} else {
+		log.InfoContext(ctx, "Agent started", logs.Model, in.Spec.Model)
 	}
 	f.sandbox = sb
 	why, err := f.follow(ctx, p)
+	if errors.Is(err, orchestrator.ErrWorkerStopping) {
+		log.InfoContext(ctx, "Agent let go of: it runs on, and whoever comes next follows it")
+	}
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, fault.Wrap("follow agent", err)
 	}
 	if why == unended {
 		return orchestrator.RunAgentOutput{Status: fork.Running, Unended: true, Held: f.hold.long}, nil
 	}
-	return f.judge(context.WithoutCancel(ctx), p, why)
+	out, err := f.judge(context.WithoutCancel(ctx), p, why)
+	if err == nil {
+		log.InfoContext(ctx, "Agent ended", logs.Status, string(out.Status), logs.Turns, out.Turns, logs.Cost, out.Usage.Cost.String())
+	}
+	return out, err
 }
 
-// startAgent returns the process of this attempt, started now or before.
-func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agent.Agent, in orchestrator.RunAgentInput) (sandbox.Process, error) {
+// startAgent returns the process of this attempt, started now or found.
+func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agent.Agent, in orchestrator.RunAgentInput) (p sandbox.Process, found bool, err error) {
 	id := processID(in.Attempt)
 	if p, err := sb.Process(ctx, id); fault.KindOf(err) != fault.NotFound {
-		return p, err
+		return p, true, err
 	}
 	// Two processes must not go on with one session: what is left of the
 	// attempt before goes first.
 	for n := 1; n < in.Attempt; n++ {
 		if p, err := sb.Process(ctx, processID(n)); err == nil {
 			if err := p.Signal(ctx, sandbox.Kill); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 		}
 	}
 	prompt, err := a.Artifacts.Get(ctx, in.Spec.PromptKey)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	text, err := io.ReadAll(io.LimitReader(prompt, fork.MaxPrompt))
 	_ = prompt.Close()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if err := sb.Upload(ctx, taskFile, bytes.NewReader(text)); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	token, err := a.Gateway.Grant(ctx, gateway.Account{
 		Run: in.Spec.Run, Repo: in.Spec.Repo, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget, ForkBudget: in.Spec.ForkBudget,
 		Pause: in.Spec.OnBudget == fork.OnBudgetPause,
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	spec := agent.Spec{
 		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, ModelID: a.Gateway.ModelID(in.Spec.Model), Session: session(in.Spec), Resume: in.Attempt > 1,
@@ -113,10 +128,11 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 	// it to the cent, and Claude Code would write the amount into its prompt,
 	// where it keeps the forks from sharing the prompt cache.
 	if err := ag.Check(spec); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	cmd := ag.Command(spec)
-	return sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: append(a.proxyEnv(in.Spec.Provider), cmd.Env...), Stdin: cmd.Stdin})
+	p, err = sb.Start(ctx, id, sandbox.Cmd{Args: cmd.Args, Env: append(a.proxyEnv(in.Spec.Provider), cmd.Env...), Stdin: cmd.Stdin})
+	return p, false, err
 }
 
 func processID(attempt int) string { return fmt.Sprintf("agent-%d", attempt) }

@@ -16,6 +16,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -65,6 +66,7 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 		out.Frozen, out.Made, err = a.freeze(ctx, in, system, provider, snap, src)
 		if err == nil {
 			out.Bytes = sizeOf(ctx, provider, out.Frozen)
+			a.about(in.Run, 0, "").InfoContext(ctx, "Base ready", logs.Provider, provider.Name(), logs.Base, out.Frozen, logs.Commit, out.Commit, logs.Made, out.Made)
 		}
 		return out, fault.Wrap(op, err)
 	}
@@ -163,7 +165,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	if err := a.remember(ctx, p.Name()); err != nil {
 		return "", false, err
 	}
-	ref, err := p.Create(ctx, spec)
+	ref, err := a.create(ctx, p, spec, nil)
 	if err != nil {
 		return "", false, err
 	}

@@ -7,6 +7,7 @@ import (
 	"go.temporal.io/sdk/activity"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 )
 
@@ -23,6 +24,8 @@ type hold struct {
 	why  string        // empty: it does not wait
 	long time.Duration // how long it has waited, since the deadline was set
 	at   time.Time     // of the last look
+
+	blind bool // what was spent could not be read, and that was said
 
 	told  string        // what the run was told
 	when  time.Time     // and when; zero: it was told nothing yet
@@ -49,11 +52,13 @@ func (f *follower) look(ctx context.Context) {
 	}
 	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
 	if err != nil {
-		if ctx.Err() == nil {
-			f.a.Logger.Warn("What a fork has spent cannot be read", "fork", f.in.Spec.ID(), "error", err)
+		if ctx.Err() == nil && !f.hold.blind { // the first time only
+			f.hold.blind = true
+			f.about().WarnContext(ctx, "What a fork has spent cannot be read; it is asked for every second", logs.Error, err)
 		}
 		return
 	}
+	f.hold.blind = false
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.hold.why != "" {
@@ -75,7 +80,7 @@ func (f *follower) tell(ctx context.Context) {
 		if err := f.a.Held(ctx, f.in.Spec.Run, fork.Hold{ForkNum: f.in.Spec.Num, Why: h.why}); err == nil {
 			h.told, h.when = h.why, time.Now()
 		} else if ctx.Err() == nil {
-			f.a.Logger.Warn("A run is not told that a fork waits for more money", "fork", f.in.Spec.ID(), "error", err)
+			f.about().WarnContext(ctx, "A run is not told that a fork waits for more money", logs.Error, err)
 		}
 	}
 	if h.long-h.moved > time.Minute {
@@ -84,7 +89,7 @@ func (f *follower) tell(ctx context.Context) {
 		if err := f.sandbox.SetDeadline(ctx, until); err == nil {
 			h.moved = h.long
 		} else if ctx.Err() == nil {
-			f.a.Logger.Warn("The deadline of a sandbox that waits for more money cannot be moved", "fork", f.in.Spec.ID(), "error", err)
+			f.about().WarnContext(ctx, "The deadline of a sandbox that waits for more money cannot be moved", logs.Error, err)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -60,7 +61,15 @@ func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.
 	}
 	var found []orphan
 	for _, name := range a.Providers.Names() {
-		found = append(found, s.provider(ctx, name, out.Kept)...)
+		orphans := s.provider(ctx, name, out.Kept)
+		found = append(found, orphans...)
+		if in.After == "" && !in.DryRun { // once a round
+			a.Metrics.OrphansFound(name, len(orphans))
+			for _, o := range orphans {
+				a.about(o.Labels[sandbox.LabelRun], o.num, o.Ref.ID).
+					WarnContext(ctx, "Sandbox found that no run uses", logs.Provider, name, logs.Age, s.now.Sub(o.born).Seconds())
+			}
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return out, err
@@ -103,7 +112,7 @@ func (a *Activities) removeOrphan(ctx context.Context, p sandbox.Provider, in or
 	if _, kept, err = s.judge(ctx, p.Name(), infos[i]); err != nil || kept != "" {
 		return kept, err
 	}
-	return "", p.Destroy(ctx, in.Ref)
+	return "", a.destroy(ctx, p, in.Ref, in.Run, in.Num)
 }
 
 // scan is one look at everything, at one moment.

@@ -10,6 +10,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
@@ -47,15 +48,18 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 	if err := a.remember(ctx, provider.Name()); err != nil {
 		return sandbox.Ref{}, err
 	}
-	ref, err := provider.Create(ctx, spec)
-	if err != nil || in.Base.Bundle == "" {
-		return ref, err
+	var fill func(sandbox.Ref) error
+	if in.Base.Bundle != "" {
+		fill = func(ref sandbox.Ref) error {
+			err := a.fill(ctx, ref, in.Base)
+			if err != nil {
+				// The next try begins with a new one.
+				err = errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
+			}
+			return err
+		}
 	}
-	if err := a.fill(ctx, ref, in.Base); err != nil {
-		// The next try begins with a new one.
-		return sandbox.Ref{}, errors.Join(err, provider.Destroy(context.WithoutCancel(ctx), ref))
-	}
-	return ref, nil
+	return a.create(ctx, provider, spec, fill)
 }
 
 // door opens the way of a host-bound sandbox to the gateway.
@@ -203,6 +207,15 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	return out, fault.Wrap(op, err)
 }
 
+// destroy destroys one sandbox of the fork.
+func (a *Activities) destroy(ctx context.Context, p sandbox.Provider, ref sandbox.Ref, run string, num int) error {
+	err := p.Destroy(ctx, ref)
+	if err == nil {
+		a.about(run, num, ref.ID).InfoContext(ctx, "Sandbox removed", logs.Provider, p.Name())
+	}
+	return err
+}
+
 // lookAgain is how often a list that lags is looked at.
 const lookAgain = time.Second
 
@@ -211,7 +224,7 @@ const lookAgain = time.Second
 // is looked for until it cannot any more.
 func (a *Activities) removeAll(ctx context.Context, provider sandbox.Provider, in orchestrator.CleanupSandboxInput) error {
 	if in.Ref.ID != "" {
-		if err := provider.Destroy(ctx, in.Ref); err != nil {
+		if err := a.destroy(ctx, provider, in.Ref, in.Run, in.Num); err != nil {
 			return err
 		}
 	}
@@ -227,7 +240,7 @@ func (a *Activities) removeAll(ctx context.Context, provider sandbox.Provider, i
 			return err
 		}
 		for _, info := range left {
-			if err := provider.Destroy(ctx, info.Ref); err != nil {
+			if err := a.destroy(ctx, provider, info.Ref, in.Run, in.Num); err != nil {
 				return err
 			}
 		}

@@ -10,53 +10,82 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
+// A checkup gathers what doctor finds.
+type checkup struct{ all []Finding }
+
+func (c *checkup) add(name string, err error, good string) {
+	if err != nil {
+		c.all = append(c.all, Finding{Name: name, Health: Bad, Text: err.Error(), Hint: fault.HintOf(err)})
+		return
+	}
+	c.all = append(c.all, Finding{Name: name, Health: Good, Text: good})
+}
+
+// poor adds what makes some runs fail, or be slower or less safe.
+func (c *checkup) poor(name, text, hint string) {
+	c.all = append(c.all, Finding{Name: name, Health: Poor, Text: text, Hint: hint})
+}
+
 // doctor looks for what would make a run fail on this host.
 func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 	cfg := g.Config
-	var all []Finding
-	add := func(name string, err error, good string) {
-		if err != nil {
-			all = append(all, Finding{Name: name, Health: Bad, Text: err.Error(), Hint: fault.HintOf(err)})
-			return
-		}
-		all = append(all, Finding{Name: name, Health: Good, Text: good})
-	}
+	var c checkup
 	_, err := home(cfg)
-	add("state folder", err, cfg.Home)
+	c.add("state folder", err, cfg.Home)
+	if err == nil {
+		c.room(cfg)
+	}
 	if p.parts.CheckHost != nil && err == nil {
-		all = append(all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
+		c.all = append(c.all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
 	}
 	if p.parts.Providers != nil {
-		all = append(all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
+		c.all = append(c.all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
 	}
-	if path, err := p.program(cfg)("claude"); err != nil {
-		all = append(all, Finding{Name: "claude", Health: Poor, Text: "Claude Code is not on PATH",
-			Hint: "Install it with: npm install -g @anthropic-ai/claude-code; or use --agent mini."})
+	c.programs(cfg, p.program(cfg))
+	c.credentials(cfg, p.env.Getenv)
+	_, err = loadPrices(cfg)
+	c.add("prices", err, "can be read")
+	c.ledger(ctx, cfg, p.books)
+	c.logFile(cfg)
+	if cfg.Embedded() {
+		p.checkEngine(ctx, &c, cfg)
 	} else {
-		add("claude", nil, path)
+		p.checkCluster(ctx, &c, cfg)
 	}
-	secrets, err := config.ReadSecrets(p.env.Getenv)
+	return c.all
+}
+
+// checkCluster asks the cluster, and whether anybody serves its queue.
+func (p *plugged) checkCluster(ctx context.Context, c *checkup, cfg *config.Config) {
+	conn, err := p.dial(ctx, cfg, "", slog.New(slog.DiscardHandler), "")
+	c.add("Temporal", err, fmt.Sprintf("answers, namespace %s", cfg.Namespace))
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	const name = "workers"
+	n, err := pollers(ctx, conn, cfg.TaskQueue)
 	switch {
 	case err != nil:
-		add("model key", err, "")
-	case secrets.AnthropicKey == "" && secrets.AnthropicAuthToken == "":
-		all = append(all, Finding{Name: "model key", Health: Poor, Text: "neither ANTHROPIC_API_KEY nor ANTHROPIC_AUTH_TOKEN is set",
-			Hint: "Set one of them; the engine also keeps the one that an earlier fork command gave it."})
+		c.poor(name, fmt.Sprintf("cannot be asked for: %v", err), "Let this user describe task queues.")
+	case n == 0:
+		c.poor(name, fmt.Sprintf("nobody serves the task queue %s", cfg.TaskQueue), "Start one with: "+program+" worker")
+		c.metricsPort(ctx, cfg)
 	default:
-		add("model key", nil, "set")
+		c.add(name, nil, fmt.Sprintf("%d wait(s) for work on the task queue %s", n, cfg.TaskQueue))
 	}
-	if !cfg.Embedded() {
-		c, err := p.dial(ctx, cfg, "", slog.New(slog.DiscardHandler), "")
-		if err == nil {
-			c.Close()
-		}
-		add("Temporal", err, fmt.Sprintf("answers, namespace %s", cfg.Namespace))
-		return all
-	}
+}
+
+// checkEngine asks the engine, or whether one could be started.
+func (p *plugged) checkEngine(ctx context.Context, c *checkup, cfg *config.Config) {
+	const name = "engine"
 	if ep, err := endpoint.Read(cfg.Home); err == nil && ep.Alive() {
-		add("engine", endpoint.Dial(cfg.Home).Ping(ctx, nil), whereabouts(ep))
-	} else {
-		add("engine", nil, "not running; the next command that needs it starts it")
+		c.add(name, endpoint.Dial(cfg.Home).Ping(ctx, nil), whereabouts(ep))
+		c.ready(ctx, cfg, ep)
+		return
 	}
-	return all
+	c.add(name, nil, "not running; the next command that needs it starts it")
+	c.port(ctx, "port", "127.0.0.1", cfg.Port, "--port or SANDBOX_TEMPORAL_PORT")
+	c.port(ctx, "UI port", "127.0.0.1", cfg.UIPort, "--ui-port or SANDBOX_TEMPORAL_UI_PORT")
+	c.metricsPort(ctx, cfg)
 }

@@ -48,8 +48,9 @@ func (p *plugged) runs(ctx context.Context, g Globals) (Runs, error) {
 }
 
 // dial connects to Temporal: to the engine at address or, when that is empty,
-// to where the environment and Temporal's own configuration file point.
-func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string) (client.Client, error) {
+// to where the environment and Temporal's own configuration file point. more
+// change what it is connected with.
+func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string, more ...func(*client.Options)) (client.Client, error) {
 	o := client.Options{HostPort: address}
 	if address == "" {
 		var err error
@@ -58,6 +59,9 @@ func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, 
 		}
 	}
 	o.Namespace, o.Logger, o.Identity = cfg.Namespace, sdklog.NewStructuredLogger(log), identity
+	for _, set := range more {
+		set(&o)
+	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	c, err := client.DialContext(ctx, o)
@@ -135,8 +139,16 @@ func (p *plugged) engine(ctx context.Context, cfg *config.Config, noStart bool) 
 	ep, started, err := p.startEngine(ctx, cfg, nil)
 	if err == nil && started {
 		fmt.Fprintf(p.env.Stderr, "%s: started the engine (%s); stop it with: %s down\n", program, whereabouts(ep), program)
+		p.tellLacks(ep)
 	}
 	return ep, err
+}
+
+// tellLacks says what an engine that was just started does without.
+func (p *plugged) tellLacks(ep endpoint.Endpoint) {
+	for _, text := range ep.Lacks {
+		fmt.Fprintf(p.env.Stderr, "%s: warning: %s\n", program, text)
+	}
 }
 
 // whereabouts says where an engine can be seen.
@@ -186,7 +198,7 @@ func (p *plugged) startEngine(ctx context.Context, cfg *config.Config, args []st
 		return ep, false, fault.New(op, fault.Internal, "%w", err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), exe, // it outlives this command
-		append([]string{"up", "--log-file", log.Name()}, args...)...)
+		append([]string{"up", "--detached"}, args...)...)
 	cmd.Env = append(withoutSecrets(os.Environ()), "SANDBOX_TEMPORAL_HOME="+cfg.Home)
 	if cfg.File != "" {
 		cmd.Env = append(cmd.Env, "SANDBOX_TEMPORAL_CONFIG="+cfg.File)

@@ -121,7 +121,7 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	go func() {
 		err := endpoint.Prepare(state)
 		if err == nil {
-			err = inner.serveEngine(engine, cfg, slog.New(slog.DiscardHandler), func(ep endpoint.Endpoint) { ready <- ep })
+			err = inner.serveEngine(engine, cfg, slog.New(slog.DiscardHandler), &keeper{}, func(ep endpoint.Endpoint) { ready <- ep })
 		}
 		ended <- err
 	}()

@@ -53,8 +53,10 @@ func newDoctor(env *Env, run func(context.Context, *Env, doctorOptions) error) *
 		GroupID: groupService,
 		Short:   "Look for what would make a run fail",
 		Long: `Doctor looks for what would make a run fail: missing programs, missing
-credentials, a kernel that cannot isolate, a Temporal that does not answer. It
-changes nothing.` + exits(exitOK, exitFailed, exitUsage, exitDetached),
+credentials, a kernel that cannot isolate, too little room, ports that are
+taken, a ledger that cannot be opened, a Temporal that does not answer. It
+changes nothing, says what to do about each problem, and fails when there is
+one.` + exits(exitOK, exitFailed, exitUsage, exitDetached),
 		Example:     "  sandbox-temporal doctor",
 		Annotations: settings(noSettings), // one that cannot be read is a finding, not an error
 		Args:        args(),

@@ -8,24 +8,27 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 )
 
 // upOptions are what a command line of "up" comes to.
 type upOptions struct {
-	Flags   []string // of settings, for the detached engine
-	Detach  bool
-	LogFile string // hidden: where the detached engine writes; empty: standard error
+	Flags  []string // of settings, for the detached engine
+	Detach bool
+	Child  bool // hidden: this is the detached engine itself
 }
 
 // newUp makes the "up" command.
 func (p *plugged) newUp(env *Env) *cobra.Command {
 	var o upOptions
+	own := append([]string{"port", "ui-port"}, serviceFlags...)
 	cmd := &cobra.Command{
 		Use:     "up",
 		GroupID: groupService,
@@ -39,11 +42,11 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 		Example: `  sandbox-temporal up --detach
   sandbox-temporal up --port 0 --ui-port 0 --metrics-port 0`,
 		Args:        args(),
-		Annotations: settings("port", "ui-port", "metrics-port", "budget-per-day"),
+		Annotations: settings(own...),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, name := range []string{"port", "ui-port", "metrics-port", "budget-per-day"} {
+			for _, name := range own {
 				if f := cmd.Flags().Lookup(name); f.Changed {
-					o.Flags = append(o.Flags, "--"+name, f.Value.String())
+					o.Flags = append(o.Flags, "--"+name+"="+f.Value.String())
 				}
 			}
 			return p.runUp(cmd.Context(), env, o)
@@ -52,11 +55,10 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 	fs := cmd.Flags()
 	fs.Int("port", 7233, "the `PORT` of Temporal's gRPC; 0: any free one")
 	fs.Int("ui-port", 8080, "the `PORT` of the web page; 0: any free one")
-	fs.Int("metrics-port", 9090, "the `PORT` of the metrics; 0: any free one")
-	dayFlag(cmd)
+	addServiceFlags(cmd)
 	fs.BoolVar(&o.Detach, "detach", false, "start it in the background and return when it is ready")
-	fs.StringVar(&o.LogFile, "log-file", "", "")
-	_ = fs.MarkHidden("log-file")
+	fs.BoolVar(&o.Child, "detached", false, "")
+	_ = fs.MarkHidden("detached")
 	return cmd
 }
 
@@ -75,13 +77,16 @@ func (p *plugged) runUp(ctx context.Context, env *Env, o upOptions) error {
 			word = "the engine is ready"
 		}
 		fmt.Fprintf(p.env.Stderr, "%s: %s (%s)\n", program, word, whereabouts(ep))
+		p.tellLacks(ep)
 		return nil
 	}
-	level := &slog.LevelVar{}
-	level.Set(cfg.LogLevel)
-	log := slog.New(slog.NewTextHandler(p.env.Stderr, &slog.HandlerOptions{Level: level}))
-	return p.serveEngine(ctx, cfg, log, func(ep endpoint.Endpoint) {
-		if o.LogFile == "" {
+	log, secrets, done, err := p.logger(cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return p.serveEngine(ctx, cfg, log, secrets, func(ep endpoint.Endpoint) {
+		if !o.Child {
 			fmt.Fprintf(p.env.Stderr, "%s: the engine is ready (%s); Ctrl-C stops it\n", program, whereabouts(ep))
 		}
 	})
@@ -89,7 +94,7 @@ func (p *plugged) runUp(ctx context.Context, env *Env, o upOptions) error {
 
 // serveEngine is the engine: server, then worker, then the control socket
 // that says it is ready. It ends when ctx does, or "down" asks it to.
-func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog.Logger, ready func(endpoint.Endpoint)) (err error) {
+func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog.Logger, secrets *keeper, ready func(endpoint.Endpoint)) (err error) {
 	lock, err := endpoint.Acquire(cfg.Home)
 	if err != nil {
 		return err
@@ -100,6 +105,11 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	if err != nil && fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Invalid {
 		return err
 	}
+	vault, err := openVault(cfg.Home, p.env.Getenv)
+	if err != nil {
+		return err
+	}
+	secrets.hold(vault)
 	srv, err := p.parts.StartServer(ctx, ServerOptions{
 		Dir: cfg.Home, Lock: lock, Port: cfg.Port, UIPort: cfg.UIPort, Namespace: cfg.Namespace,
 		SearchAttributes: orchestrator.SearchAttributes(), Logger: log,
@@ -110,7 +120,8 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	defer func() { err = errors.Join(err, srv.Stop()) }()
 
 	identity := "engine-" + uuid.NewString()
-	c, err := p.dial(ctx, cfg, srv.Address(), log, identity)
+	reg := prometheus.NewRegistry()
+	c, err := p.dial(ctx, cfg, srv.Address(), log, identity, counted(reg))
 	if err != nil {
 		return err
 	}
@@ -118,16 +129,12 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	if dead.Identity != "" {
 		// Before our own worker polls: what it takes is not the dead one's.
 		if n, err := p.parts.Sweep(ctx, c, cfg.Namespace, dead.Identity, log); err != nil {
-			log.Warn("Some activities of the engine before this one wait for their time-out", "error", err)
+			log.Warn("Some activities of the engine before this one wait for their time-out", logs.Error, err)
 		} else if n > 0 {
-			log.Info("Took over the activities of the engine before this one", "activities", n)
+			log.Info("Took over the activities of the engine before this one", logs.Activities, n)
 		}
 	}
-	vault, err := openVault(cfg.Home, p.env.Getenv)
-	if err != nil {
-		return err
-	}
-	h, err := p.startHost(ctx, cfg, c, identity, vault, log)
+	h, err := p.startHost(ctx, cfg, c, identity, vault, reg, log)
 	if err != nil {
 		return err
 	}
@@ -136,7 +143,10 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	if err != nil {
 		return err
 	}
-	ep := endpoint.Endpoint{Address: srv.Address(), UI: srv.UIAddress(), Metrics: h.MetricsURL(), Identity: identity, Version: p.env.Version}
+	ep := endpoint.Endpoint{Address: srv.Address(), UI: srv.UIAddress(), Identity: identity, Version: p.env.Version}
+	if ep.Metrics, err = h.MetricsURL(); err != nil {
+		ep.Lacks = append(ep.Lacks, fmt.Sprintf("%v. %s", err, fault.HintOf(err)))
+	}
 	if err := endpoint.Write(cfg.Home, ep); err != nil {
 		return err
 	}

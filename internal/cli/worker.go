@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"go.temporal.io/sdk/client"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 )
 
@@ -35,12 +37,12 @@ with one, the budget of a run holds whatever workers its forks are on.
 Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
 		Example:     `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
 		Args:        args(),
-		Annotations: settings("budget-per-day"),
+		Annotations: settings(serviceFlags...),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.runWorker(cmd.Context(), env)
 		},
 	}
-	dayFlag(cmd)
+	addServiceFlags(cmd)
 	return cmd
 }
 
@@ -63,17 +65,23 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 		return err
 	}
 	defer lock.Release()
-	log := slog.New(slog.NewTextHandler(p.env.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
-	c, err := p.dial(ctx, cfg, "", log, "")
+	log, secrets, done, err := p.logger(cfg)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer done()
 	vault, err := openVault(cfg.Home, p.env.Getenv)
 	if err != nil {
 		return err
 	}
-	h, err := p.startHost(ctx, cfg, c, "", vault, log)
+	secrets.hold(vault)
+	reg := prometheus.NewRegistry()
+	c, err := p.dial(ctx, cfg, "", log, "", counted(reg))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	h, err := p.startHost(ctx, cfg, c, "", vault, reg, log)
 	if err != nil {
 		return err
 	}
@@ -81,14 +89,25 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	fmt.Fprintf(p.env.Stderr, "%s: worker serves %s in namespace %s\n", program, cfg.TaskQueue, cfg.Namespace)
 	select {
 	case <-ctx.Done():
+		log.Info("Worker stops: it takes no more work, and agents run on")
 		return nil
 	case err := <-h.Failed():
 		return err
 	}
 }
 
+// counted has Temporal's SDK count what it does. That it cannot is no reason
+// not to work.
+func counted(reg *prometheus.Registry) func(*client.Options) {
+	return func(o *client.Options) {
+		if handler, err := metrics.Temporal(reg); err == nil {
+			o.MetricsHandler = handler
+		}
+	}
+}
+
 // startHost starts the worker's part of an engine, or of "worker".
-func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, log *slog.Logger) (*host.Host, error) {
+func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, reg *prometheus.Registry, log *slog.Logger) (*host.Host, error) {
 	prices, err := loadPrices(cfg)
 	if err != nil {
 		return nil, err
@@ -109,7 +128,8 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment,
+		MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Logger: log,
 	})
 }
 

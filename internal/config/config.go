@@ -18,10 +18,11 @@ type Config struct {
 	Home string // where state is kept; absolute
 	File string // the file that was read; empty: there was none
 
-	Port           int  // of the embedded Temporal server; 0: any free one
-	UIPort         int  // of its web page; 0: any free one
-	MetricsPort    int  // 0: any free one
-	DisableMetrics bool // serve no metrics at all
+	Port           int    // of the embedded Temporal server; 0: any free one
+	UIPort         int    // of its web page; 0: any free one
+	MetricsHost    string // address that metrics and health are served on
+	MetricsPort    int    // 0: any free one
+	DisableMetrics bool   // serve neither metrics nor health
 
 	TemporalAddress string // host:port of a Temporal cluster
 	TemporalProfile string // a profile of Temporal's own configuration file; the SDK reads it
@@ -33,6 +34,8 @@ type Config struct {
 	ClaudePath string // the claude program; empty: looked up on PATH
 	PricesFile string // prices that replace the built-in ones; empty: none
 	LogLevel   slog.Level
+	LogFormat  string // "text" or "json"
+	LogFile    string // where the lines go; empty: standard error
 
 	// LedgerURL names the PostgreSQL database that the gateway's ledger is in.
 	// There may be a password in it. Empty: a file in Home.

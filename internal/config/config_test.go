@@ -44,10 +44,10 @@ func TestDefaults(t *testing.T) {
 	got := load(t, vars{"HOME": "/home/u"})
 	want := &Config{
 		Home: "/home/u/.local/state/sandbox-temporal",
-		Port: 7233, UIPort: 8080, MetricsPort: 9090,
+		Port: 7233, UIPort: 8080, MetricsHost: "127.0.0.1", MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
-		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Egress: "registries"},
+		LogLevel: slog.LevelInfo, LogFormat: "text",
+		Fork: Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -71,6 +71,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"home":                 {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
 		"port":                 {`1`, "2", "3", "1", "2", "3"},
 		"ui_port":              {`0`, "2", "3", "0", "2", "3"},
+		"metrics_host":         {`"10.0.0.1"`, "0.0.0.0", "::1", "10.0.0.1", "0.0.0.0", "::1"},
 		"metrics_port":         {`1`, "2", "65535", "1", "2", "65535"},
 		"disable_metrics":      {`true`, "no", "YES", "true", "false", "true"},
 		"temporal_address":     {`"f:1"`, "e:1", "[::1]:1", "f:1", "e:1", "[::1]:1"},
@@ -81,6 +82,8 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"deployment":           {`"f"`, "e", "l", "f", "e", "l"},
 		"claude_path":          {`"~/f"`, "/e", "/l", "/home/u/f", "/e", "/l"},
 		"prices_file":          {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
+		"log_format":           {`"json"`, "text", "json", "json", "text", "json"},
+		"log_file":             {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
 		"log_level":            {`"debug"`, "WARN", "error", "debug", "warn", "error"},
 		"ledger_url":           {`"postgres://u:f@h/f"`, "postgresql://u:e@h/e", "", "(set)", "(set)", ""},
 		"budget_per_day":       {`5`, "2.5", "none", "$5.0000", "$2.5000", "none"},
@@ -164,9 +167,9 @@ mounts = ["/usr/local/go"]
 	got := load(t, env)
 	want := &Config{
 		Home: "/srv/state", File: env[configEnv],
-		Port: 7300, UIPort: 8080, MetricsPort: 9090,
+		Port: 7300, UIPort: 8080, MetricsHost: "127.0.0.1", MetricsPort: 9090,
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
-		LogLevel: slog.LevelWarn, LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
+		LogLevel: slog.LevelWarn, LogFormat: "text", LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
 		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901, BudgetPerFork: fork.Dollar / 2, OnBudget: "pause",
 			Provider: "local", Agent: "claude", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
@@ -260,6 +263,9 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{text: `port = [1]`}, `"port" in /`},
 		{where{text: `port = ["1"]`}, `"port" in /`},
 		{where{text: `port = 2020-01-01`}, `"port" in /`},
+		{where{text: `metrics_host = "a:1"`}, `"metrics_host" in /`},
+		{where{text: `metrics_host = "http://a"`}, `"metrics_host" in /`},
+		{where{text: `log_format = "xml"`}, `"log_format" in /`},
 		{where{text: `home = 5`}, `"home" in /`},
 		{where{text: `home = ""`}, `"home" in /`},
 		{where{text: `namespace = ""`}, `"namespace" in /`},

@@ -35,6 +35,7 @@ var keys = []key{
 	pathKey("home", "SANDBOX_TEMPORAL_HOME", "home", func(c *Config) *string { return &c.Home }),
 	portKey("port", "SANDBOX_TEMPORAL_PORT", "port", 7233, func(c *Config) *int { return &c.Port }),
 	portKey("ui_port", "SANDBOX_TEMPORAL_UI_PORT", "ui-port", 8080, func(c *Config) *int { return &c.UIPort }),
+	textKey("metrics_host", "METRICS_HOST", "metrics-host", "127.0.0.1", `Use an address of this host, such as 127.0.0.1, or 0.0.0.0 for all of them.`, hostname, func(c *Config) *string { return &c.MetricsHost }),
 	portKey("metrics_port", "METRICS_PORT", "metrics-port", 9090, func(c *Config) *int { return &c.MetricsPort }),
 	boolKey("disable_metrics", "DISABLE_METRICS", "disable-metrics", func(c *Config) *bool { return &c.DisableMetrics }),
 
@@ -48,6 +49,8 @@ var keys = []key{
 	pathKey("claude_path", "SANDBOX_TEMPORAL_CLAUDE", "claude-path", func(c *Config) *string { return &c.ClaudePath }),
 	pathKey("prices_file", "SANDBOX_TEMPORAL_PRICES", "prices-file", func(c *Config) *string { return &c.PricesFile }),
 	levelKey("log_level", "SANDBOX_TEMPORAL_LOG_LEVEL", "log-level"),
+	textKey("log_format", "SANDBOX_TEMPORAL_LOG_FORMAT", "log-format", "text", `Use "text" or "json".`, logFormat, func(c *Config) *string { return &c.LogFormat }),
+	pathKey("log_file", "SANDBOX_TEMPORAL_LOG_FILE", "log-file", func(c *Config) *string { return &c.LogFile }),
 	ledgerKey("ledger_url", "SANDBOX_TEMPORAL_LEDGER_URL"),
 	budgetKey("budget_per_day", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "budget-per-day", func(c *Config) *fork.USD { return &c.BudgetPerDay }),
 
@@ -323,6 +326,21 @@ func address(s string) error {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || host == "" || port == "" {
 		return fmt.Errorf("%q is not host:port, as localhost:7233 is", s)
+	}
+	return nil
+}
+
+// hostname accepts what can be listened on: an address or a name, no port.
+func hostname(s string) error {
+	if strings.ContainsAny(s, "/@ []") || strings.Contains(s, ":") && net.ParseIP(s) == nil || s == "" {
+		return fmt.Errorf("%q is not an address of a host, as 127.0.0.1 is", s)
+	}
+	return nil
+}
+
+func logFormat(s string) error {
+	if s != "text" && s != "json" {
+		return fmt.Errorf("%q is neither text nor json", s)
 	}
 	return nil
 }

@@ -61,6 +61,18 @@ type Secrets struct {
 	E2BKey             Secret // E2B_API_KEY
 }
 
+// Texts returns the secrets that are set, for who keeps them out of what is
+// written.
+func (s Secrets) Texts() []string {
+	var all []string
+	for _, secret := range []Secret{s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey} {
+		if secret != "" {
+			all = append(all, string(secret))
+		}
+	}
+	return all
+}
+
 const defaultGitHub = "https://github.com"
 
 // ReadSecrets reads the credentials from the environment. Space around them

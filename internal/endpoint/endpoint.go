@@ -42,6 +42,10 @@ type Endpoint struct {
 	UI      string `json:"ui,omitempty"`      // URL of the Web UI; empty: there is none
 	Metrics string `json:"metrics,omitempty"` // URL of the metrics; empty: there are none
 
+	// Lacks says what the engine does without though it was asked for, in
+	// whole sentences; who starts it is told.
+	Lacks []string `json:"lacks,omitempty"`
+
 	// PID, StartTime and Boot name the process beyond doubt. StartTime is in
 	// clock ticks since boot, as in /proc/<pid>/stat, so that a pid that was
 	// given to another process is not mistaken for the engine; Boot is the

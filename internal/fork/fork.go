@@ -103,6 +103,20 @@ func (s Spec) ID() string { return s.Run + "/" + strconv.Itoa(s.Num) }
 // WorkflowID returns the id of the workflow that runs fork num of run.
 func WorkflowID(run string, num int) string { return fmt.Sprintf("%s-fork-%d", run, num) }
 
+// ParseWorkflowID returns whose workflow has the id: a fork's, or with a num of
+// 0 that of a run or of a preparation.
+func ParseWorkflowID(id string) (run string, num int, ok bool) {
+	if !strings.HasPrefix(id, RunPrefix) && !strings.HasPrefix(id, PreparePrefix) {
+		return "", 0, false
+	}
+	run, word, forked := strings.Cut(id, "-fork-")
+	if !forked {
+		return id, 0, true
+	}
+	num, err := strconv.Atoi(word)
+	return run, num, err == nil && num > 0
+}
+
 // Branch returns the name of the branch that holds the work of fork num.
 func Branch(run string, num int) string { return fmt.Sprintf("sandbox/%s/%d", run, num) }
 

@@ -118,8 +118,12 @@ func (f *forwarding) send() (*http.Response, error) {
 	defer cancel()
 	pace := f.g.prices.pace(f.call.model)
 	var last *http.Response // that refused the call
+	var waited time.Duration
+	defer func() { f.g.observer.paced(waited) }()
 	for {
+		asked := time.Now()
 		permit, err := f.g.governor.Acquire(patience, pace, f.tenant.name(), 1)
+		waited += time.Since(asked)
 		if errors.Is(err, errPace) && last != nil {
 			return last, nil
 		}
@@ -133,6 +137,9 @@ func (f *forwarding) send() (*http.Response, error) {
 		}
 		permit.Done(res.StatusCode, res.Header)
 		again := res.StatusCode == http.StatusTooManyRequests || res.StatusCode == governor.StatusOverloaded
+		if again {
+			f.g.observer.limited(res.StatusCode)
+		}
 		if !again || res.Header.Get("X-Should-Retry") == "false" {
 			return res, nil
 		}
@@ -292,7 +299,7 @@ func (f *forwarding) unanswered(err error) {
 		// The agent is not told more: the text may name hosts of this network.
 		f.g.note(f.tenant, "the model API cannot be reached", "error", f.cred.redact(err.Error()))
 	}
-	r.write(f.w)
+	f.g.turnAway(f.w, r)
 }
 
 // paceRetry is when an agent may come back that has waited in vain.
@@ -334,7 +341,7 @@ func (f *forwarding) answer(res *http.Response, body io.Reader) {
 	if err != nil || int64(len(text)) > f.g.limits.answer {
 		f.charge(whole, f.answered(res, "its answer broke off"))
 		if !f.gone.Load() {
-			refuse(http.StatusBadGateway, "api_error", "The answer of the model API broke off.").write(f.w)
+			f.g.turnAway(f.w, refuse(http.StatusBadGateway, "api_error", "The answer of the model API broke off."))
 		}
 		return
 	}

@@ -77,6 +77,9 @@ type Options struct {
 	// (info). Nil: nothing is logged.
 	Logger *slog.Logger
 
+	// Observer is told what happens to calls. The zero value is told nothing.
+	Observer Observer
+
 	// Transport makes the upstream calls. Nil: HTTP/1.1 with bounded idle
 	// connections through the proxy that the environment names.
 	Transport http.RoundTripper
@@ -92,6 +95,7 @@ type Gateway struct {
 	transport     http.RoundTripper
 	governor      *governor.Governor
 	log           *slog.Logger
+	observer      Observer
 	limits        limits
 	ledger        *ledger.Ledger
 	shared        bool // other gateways use the ledger too
@@ -185,6 +189,7 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		transport:     o.Transport,
 		governor:      governor.New(governor.Options{Rate: o.Rate}),
 		log:           o.Logger,
+		observer:      o.Observer,
 		limits:        defaultLimits(),
 		shared:        o.Ledger.URL != "",
 		prompts:       newPrompts(),

@@ -20,6 +20,7 @@ type call struct {
 	attempt int
 	ask     ask
 	marks   *marks
+	held    bool // for a while, for want of money
 	started time.Time
 }
 
@@ -37,6 +38,7 @@ func (g *Gateway) reserve(ctx context.Context, c *call, hash ledger.Hash) *refus
 		Run: c.tenant.run, Fork: c.tenant.num, Token: hash, Model: c.model, Path: c.path, Prices: g.prices.Version(), Attempt: c.attempt,
 		Ask: c.ask.Ask, Patience: g.limits.wait,
 		Held: func(short ledger.Shortage) {
+			c.held = true
 			if held == nil {
 				held = time.AfterFunc(g.limits.hold, func() { cancel(errHeldLong) })
 			}
@@ -50,6 +52,7 @@ func (g *Gateway) reserve(ctx context.Context, c *call, hash ledger.Hash) *refus
 	switch {
 	case err == nil:
 		c.Call = reserved
+		g.observer.reserved(c.Reserved)
 		return nil
 	case errors.As(err, &short):
 		g.say(&c.tenant.broke, c.tenant, "call refused: over budget", "model", c.model, "whose", short.Whose, "left", short.Left.String(), "need", short.Need.String())
@@ -97,6 +100,7 @@ func (c *call) settle(s ledger.Settlement) {
 	if !c.Settle(s) {
 		return
 	}
+	c.observe(s)
 	if s.Cost > c.Reserved {
 		g.log.Warn("a call cost more than was reserved for it", "run", c.tenant.run, "fork", c.tenant.num, "cost", s.Cost.String(), "reserved", c.Reserved.String(),
 			"prompt", s.Tokens.Prompt(), "estimate", c.ask.prompt)

@@ -52,30 +52,34 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handle(w
 func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) {
 	gr, refused := g.admit(r, through)
 	if refused != nil {
-		refused.write(w)
+		g.turnAway(w, refused)
 		return
 	}
 	defer g.leave(gr)
 	of, metered, ok := route(r)
 	if !ok {
-		forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on.").write(w)
+		g.turnAway(w, forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on."))
 		return
 	}
 	body, refused := g.body(w, r)
 	if refused != nil {
-		refused.write(w)
+		g.turnAway(w, refused)
 		return
 	}
+	whole := time.Now()
 	cred, base, refused := g.authority(r.Context(), of)
 	if refused != nil {
-		refused.write(w)
+		g.turnAway(w, refused)
 		return
 	}
 	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, maker: of, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
 	if metered {
 		if refused := f.meter(gr); refused != nil {
-			refused.write(w)
+			g.turnAway(w, refused)
 			return
+		}
+		if !f.call.held {
+			g.observer.admitted(time.Since(whole))
 		}
 	}
 	f.run()

@@ -25,6 +25,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/egress"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -168,7 +169,7 @@ func (d *doors) serve(name string, r doorRecord) error {
 		defer close(o.done)
 		err := d.gateway.ServeDoor(ctx, ln, gateway.Door{Run: r.Run, Fork: r.Fork, Proxy: proxy, Inside: inside})
 		if err != nil && ctx.Err() == nil {
-			d.log.Error("a door of the gateway does not work any more", "run", r.Run, "fork", r.Fork, "error", err)
+			d.log.Error("a door of the gateway does not work any more", logs.Run, r.Run, logs.Fork, r.Fork, logs.Error, err)
 		}
 	})
 	return nil
@@ -188,7 +189,7 @@ func (d *doors) refused(name string, o *door, why egress.Refusal) {
 	if o.times[why] > 1 {
 		return
 	}
-	d.log.Info("a connection of a sandbox was refused", "run", o.record.Run, "fork", o.record.Fork, "host", strconv.Quote(why.Host), "reason", why.Reason)
+	d.log.Info("a connection of a sandbox was refused", logs.Run, o.record.Run, logs.Fork, o.record.Fork, logs.Host, strconv.Quote(why.Host), logs.Reason, why.Reason)
 	line, err := json.Marshal(fork.Refusal{Time: time.Now().UTC(), Host: why.Host, Reason: why.Reason})
 	if err != nil {
 		return // strings always encode
@@ -199,7 +200,7 @@ func (d *doors) refused(name string, o *door, why egress.Refusal) {
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
-		d.log.Warn("a refused connection is not in the fork's log", "run", o.record.Run, "fork", o.record.Fork, "error", err)
+		d.log.Warn("a refused connection is not in the fork's log", logs.Run, o.record.Run, logs.Fork, o.record.Fork, logs.Error, err)
 	}
 }
 
@@ -236,7 +237,7 @@ func (d *doors) Close(run string, num int) {
 func (d *doors) remove(name string) {
 	for _, suffix := range []string{".json", ".sock", ".refused"} {
 		if err := os.Remove(d.path(name, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			d.log.Warn("a closed door is not removed", "error", fmt.Sprint(err))
+			d.log.Warn("a closed door is not removed", logs.Error, fmt.Sprint(err))
 		}
 	}
 }

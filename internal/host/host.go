@@ -4,17 +4,12 @@
 package host
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,6 +24,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
@@ -55,12 +51,23 @@ type Options struct {
 	Deployment     string   // label of our sandboxes; empty: this state folder's own
 	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
 	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
-	MetricsPort    int      // 0: any free one; NoMetrics: none
+	Version        string   // of the program, for the metrics
 	Logger         *slog.Logger
+
+	// MetricsHost and MetricsPort are where metrics and health are served.
+	MetricsHost string // an IP address or a name of this host; empty: DefaultMetricsHost
+	MetricsPort int    // 0: any free one; NoMetrics: none
+
+	// Registry is what the metrics are registered with: that of the metrics
+	// handler that Temporal was connected with. Nil: one of its own.
+	Registry *prometheus.Registry
 }
 
-// NoMetrics as a MetricsPort leaves /metrics out.
+// NoMetrics as a MetricsPort leaves metrics and health out.
 const NoMetrics = -1
+
+// DefaultMetricsHost is who can see the metrics: this host and nobody else.
+const DefaultMetricsHost = "127.0.0.1"
 
 // A Host serves until Stop.
 type Host struct {
@@ -68,11 +75,10 @@ type Host struct {
 	gateway *gateway.Gateway
 	store   *artifact.Store
 	workers []worker.Worker
-	metrics net.Listener
+	watch   *watch // nil: there is none
 	failed  chan error
 	stop    context.CancelFunc // of the servers below
 	serving sync.WaitGroup
-	http    *http.Server
 }
 
 // Start opens the gateway and the stores in o.Home and serves the task queues.
@@ -95,9 +101,14 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 		}
 	}()
 
+	reg := o.Registry
+	if reg == nil {
+		reg = prometheus.NewRegistry()
+	}
+	m := h.count(reg)
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
-		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
+		Credentials: o.ModelCredentials, Prices: o.Prices, Observer: observer(m), Logger: o.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -112,9 +123,13 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	if err = freshDir(temp); err != nil {
 		return nil, err
 	}
-	m, err := h.serveMetrics()
-	if err != nil {
-		return nil, err
+	if o.MetricsPort != NoMetrics {
+		g := h.gateway
+		h.watch = newWatch(o, reg, temporalAnswers(o.Temporal), check{"ledger", func(ctx context.Context) error {
+			_, err := g.Usage(ctx, "nobody", 0) // a run that made no call
+			return err
+		}})
+		h.watch.serve(serve, &h.serving)
 	}
 	hostname, _ := os.Hostname() // an empty one is still unique by id
 	acts := activities.New(activities.Options{
@@ -139,6 +154,9 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 		if err = w.Start(); err != nil {
 			return nil, fault.Wrap("start worker", orchestrator.Fault(err))
 		}
+	}
+	if h.watch != nil {
+		h.watch.started.Store(true)
 	}
 	return h, nil
 }
@@ -168,17 +186,27 @@ func (h *Host) fail(err error) {
 	}
 }
 
-// MetricsURL returns where the metrics are, or "".
-func (h *Host) MetricsURL() string {
-	if h.metrics == nil {
-		return ""
+// MetricsURL returns where the metrics are; "" when there are none, and why if
+// that is not what was asked for.
+func (h *Host) MetricsURL() (string, error) {
+	if h.watch == nil {
+		return "", nil
 	}
-	return fmt.Sprintf("http://%s/metrics", h.metrics.Addr())
+	return h.watch.url(metricsPath)
+}
+
+// Drain says to those who ask for readiness that the host lets go of its work.
+func (h *Host) Drain() {
+	if h.watch != nil {
+		h.watch.draining.Store(true)
+	}
 }
 
 // Stop lets go of everything. Agents go on in their sandboxes; the next host
-// in the same state folder follows them. A second call does nothing.
+// in the same state folder follows them. It takes no more work at once, and
+// waits a little for what can end. A second call does nothing.
 func (h *Host) Stop() {
+	h.Drain()
 	var wg sync.WaitGroup
 	for _, w := range h.workers {
 		wg.Go(w.Stop)
@@ -186,13 +214,10 @@ func (h *Host) Stop() {
 	wg.Wait()
 	h.workers = nil
 	h.stop()
-	if h.http != nil {
-		_ = h.http.Close()
-	}
 	h.serving.Wait()
 	if h.gateway != nil {
 		if err := h.gateway.Close(); err != nil {
-			h.o.Logger.Error("Close the ledger", "error", err)
+			h.o.Logger.Error("The ledger is not closed in order", logs.Error, err)
 		}
 		h.gateway = nil
 	}
@@ -202,31 +227,46 @@ func (h *Host) Stop() {
 	}
 }
 
-// serveMetrics answers /metrics, and says so when the port is taken.
-func (h *Host) serveMetrics() (*metrics.Metrics, error) {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+// count registers what the host counts, and what it is asked for.
+func (h *Host) count(reg *prometheus.Registry) *metrics.Metrics {
 	models := []string{}
 	for _, model := range h.o.Prices.Models() {
 		models = append(models, model.ID)
 		models = append(models, model.Aliases...)
 	}
-	m := metrics.New(reg, models)
-	if h.o.MetricsPort == NoMetrics {
-		return m, nil
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m := metrics.New(reg, metrics.Sets{Models: models, Providers: h.o.Providers.Names()})
+	metrics.BuildInfo(reg, cmp.Or(h.o.Version, "dev"))
+	m.ActiveSandboxes(reg, h.sandboxes)
+	return m
+}
+
+// sandboxes counts what the providers have of ours.
+func (h *Host) sandboxes(ctx context.Context) map[string]int {
+	all := map[string]int{}
+	for _, name := range h.o.Providers.Names() {
+		infos, err := h.o.Providers[name].List(ctx, map[string]string{
+			sandbox.LabelDeployment: h.o.Deployment, sandbox.LabelNamespace: h.o.Namespace,
+		})
+		if err != nil {
+			h.o.Logger.Debug("Sandboxes cannot be counted", logs.Provider, name, logs.Error, err)
+			continue
+		}
+		all[name] = len(infos)
 	}
-	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(h.o.MetricsPort)))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fault.New("metrics", fault.Conflict, "port %d is taken", h.o.MetricsPort).
-			Hinted("Choose another with --metrics-port or METRICS_PORT (0: any free one), or set DISABLE_METRICS=true.")
+	return all
+}
+
+// observer counts what happens at the gateway.
+func observer(m *metrics.Metrics) gateway.Observer {
+	return gateway.Observer{
+		Admitted: m.CallAdmitted, Reserved: m.CallReserved, Refused: m.CallRefused, Limited: m.CallLimited, Paced: m.CallPaced,
+		Settled: func(s gateway.Settled) {
+			t := s.Tokens
+			m.CallSettled(metrics.Call{
+				Model: s.Model, Answered: s.Answered, Cost: s.Cost, Reserved: s.Reserved,
+				Input: t.Input, Output: t.Output, CacheRead: t.CacheRead, CacheWrite: t.CacheWrite5m + t.CacheWrite1h,
+			})
+		},
 	}
-	if err != nil {
-		return nil, fault.New("metrics", fault.Internal, "%w", err)
-	}
-	h.metrics = ln
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics.Handler(reg))
-	h.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	h.serving.Go(func() { _ = h.http.Serve(ln) })
-	return m, nil
 }

@@ -203,7 +203,11 @@ type (
 	}
 	// RecordMetricsInput is a fork that ended.
 	RecordMetricsInput struct {
+		Run    string      `json:"run,omitempty"`
 		Result fork.Result `json:"result"`
+		// Cancelled is how long it took from the cancellation of the fork until
+		// nothing of it was left; 0: it was not cancelled.
+		Cancelled time.Duration `json:"cancelled,omitempty"`
 	}
 	// FindOrphanedSandboxesInput asks for a page of the sandboxes that no run
 	// uses. With the first page, unless it is a dry run, goes what is kept on

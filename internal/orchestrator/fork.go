@@ -8,6 +8,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -37,6 +38,11 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 		}
 	})
 
+	workflow.GoNamed(ctx, "cancelled", func(ctx workflow.Context) {
+		work.Done().Receive(ctx, nil)
+		f.cancelled = workflow.Now(ctx)
+	})
+
 	f.carryOut(work)
 	f.hold.over, f.hold.still = true, false // nothing of it stands still that is being destroyed
 	if work.Err() != nil && f.result.Status != fork.Success {
@@ -47,7 +53,7 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 	last, _ := workflow.NewDisconnectedContext(work)
 	f.cleanUp(last)
 	f.result.Duration = workflow.Now(ctx).Sub(f.started).Seconds()
-	_, _ = attempt(last, recording, RecordMetrics, RecordMetricsInput{Result: brief(f.result)})
+	_, _ = attempt(last, recording, RecordMetrics, RecordMetricsInput{Run: in.Spec.Run, Result: brief(f.result), Cancelled: f.sinceCancel(ctx)})
 	upsertEnd(last, f.result.Status, f.result.Cost)
 	// Whoever asked for a pause hears the end of it before the fork closes.
 	_ = workflow.Await(last, func() bool { return workflow.AllHandlersFinished(last) })
@@ -62,6 +68,16 @@ type forked struct {
 	ref      sandbox.Ref
 	result   fork.Result
 	hold     hold
+
+	cancelled time.Time // when its work was; zero: it was not
+}
+
+// sinceCancel returns how long ago the work was cancelled, 0 when it was not.
+func (f *forked) sinceCancel(ctx workflow.Context) time.Duration {
+	if f.result.Status != fork.Cancelled || f.cancelled.IsZero() {
+		return 0
+	}
+	return workflow.Now(ctx).Sub(f.cancelled)
 }
 
 // carryOut does the work: sandbox, health, agent, branch.
@@ -164,7 +180,7 @@ func (f *forked) cleanUp(ctx workflow.Context) {
 	})
 	if err != nil {
 		// The sandbox's own deadline and the reaper are what is left.
-		workflow.GetLogger(ctx).Error("Sandbox left behind", "sandbox", f.ref.ID, "error", err)
+		workflow.GetLogger(ctx).Error("Sandbox left behind", logs.Sandbox, f.ref.ID, logs.Error, err)
 		f.result.Error = fork.Cut(f.result.Error+"\nthe sandbox could not be removed: "+err.Error(), errorText)
 		return
 	}

@@ -102,7 +102,10 @@ func (p *Provider) Unenforced(l sandbox.Limits) []sandbox.Limit {
 func (p *Provider) openGroup(ctx context.Context, group *cgroup.Group, l sandbox.Limits) {
 	missing := cgroup.Find().Missing(l)
 	if len(group.Paths()) > 0 {
-		err := group.Make(outer(l))
+		err := group.Make()
+		if err == nil {
+			err = group.Limit(outer(l))
+		}
 		if err == nil {
 			missing, err = group.Missing(l)
 		} else {

@@ -2,8 +2,6 @@ package gvisor
 
 import (
 	"bytes"
-	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"os"
