@@ -330,7 +330,7 @@ func killProcesses(chosen func(args []string) bool) (int, error) {
 
 // sweep deletes what workers and guardians that were killed left half done.
 func (p *Provider) sweep(ctx context.Context) error {
-	errs := []error{p.sweepPrograms(), p.sweepBases()}
+	errs := []error{p.sweepPrograms(), p.sweepBases(), sweepGroups()}
 	for _, sub := range []string{trashDir, sandboxesDir} {
 		entries, err := os.ReadDir(filepath.Join(p.dir, sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

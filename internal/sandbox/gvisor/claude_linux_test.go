@@ -29,7 +29,7 @@ const claudeScripts = `{
 ]},
 "model": {"steps": [
   {"text": "I begin.", "tools": [{"name": "Bash", "input": {"command": "echo waiting > waiting", "description": "begin"}}]},
-  {"delay": "6s", "text": "I write.", "tools": [{"name": "Bash", "input": {"command": "cat $HOME/name > said; cat said said > twice", "description": "write"}}]},
+  {"delay": "6s", "text": "I write.", "tools": [{"name": "Bash", "input": {"command": "while [ ! -s $HOME/name ]; do sleep 0.1; done; cat $HOME/name > said; cat said said > twice", "description": "write"}}]},
   {"text": "I have written it."}
 ]}}`
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,18 @@ const (
 	kernelMemory    = 128 << 20 // of the kernel, the file server and their page tables
 	kernelProcesses = 512       // threads
 )
+
+// groupPrefix tells our cgroups from those of local sandboxes.
+const groupPrefix = "gvisor-"
+
+// sweepGroups removes the groups of guardians that were killed, whose folders
+// somebody deleted.
+func sweepGroups() error {
+	return cgroup.Find().Sweep(time.Now(), func(name string) bool {
+		id, ok := strings.CutPrefix(name, groupPrefix)
+		return ok && validInstance(id)
+	})
+}
 
 // effective fills in the defaults.
 func effective(l sandbox.Limits) sandbox.Limits {

@@ -154,7 +154,7 @@ func (p *Provider) make(ctx context.Context, r record) (sandbox.Ref, error) {
 		return sandbox.Ref{}, errors.Join(err, b.remove(p.dir, r.Instance))
 	}
 	defer life.Close()
-	group := cgroup.Find().Group(r.Instance)
+	group := cgroup.Find().Group(groupPrefix + r.Instance)
 	r.Cgroups = group.Paths()
 	err = func() error {
 		if err := lock(ctx, life, false); err != nil {

@@ -106,7 +106,7 @@ func leaksBelow(root string, before map[string]bool) (leaks []string) {
 func cgroupsOfSandboxes() map[string]bool {
 	found := map[string]bool{}
 	for _, above := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		dirs, _ := filepath.Glob(filepath.Join(above, "sandbox-temporal", "sandbox-temporal-*"))
+		dirs, _ := filepath.Glob(filepath.Join(above, "sandbox-temporal", "sandbox-temporal-[0-9a-f]*")) // not of other providers
 		for _, d := range dirs {
 			found[d] = true
 		}
