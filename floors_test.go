@@ -52,7 +52,7 @@ var floors = map[string][]string{
 	"internal/gateway/ledger": {"internal/fault", "internal/fork"},
 	// Database servers for the tests of those who keep a ledger in one.
 	"internal/gateway/ledger/ledgertest": {},
-	"internal/repo":                      {"internal/fault", "internal/fork"},
+	"internal/repo":                      {"internal/fault", "internal/fork", "internal/logs"},
 	"internal/artifact":                  {"internal/fault"},
 	"internal/metrics":                   {"internal/fault", "internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:

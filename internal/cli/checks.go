@@ -30,47 +30,6 @@ import (
 // askTime bounds how long doctor waits for one answer.
 const askTime = 5 * time.Second
 
-// How much room the state folder should have, and without how much nothing
-// works, in bytes.
-const (
-	littleRoom = 5 << 30
-	noRoom     = 100 << 20
-)
-
-// room looks at what local sandboxes have to share: the disk of the state
-// folder, and the host's memory when each was promised a part of it.
-func (c *checkup) room(cfg *config.Config) {
-	const disk, memory = "disk", "memory"
-	var st unix.Statfs_t
-	if err := unix.Statfs(cfg.Home, &st); err == nil {
-		free := int64(st.Bavail) * st.Bsize //nolint:unconvert // the two differ between architectures
-		text := fmt.Sprintf("%s free in %s", roughly(free), cfg.Home)
-		const hint = "Make room, or set SANDBOX_TEMPORAL_HOME to a folder on a larger disk; bases prune removes what no run starts from."
-		switch {
-		case free < noRoom:
-			c.add(disk, fault.New("", fault.Full, "only %s", text).Hinted(hint), "")
-		case free < littleRoom:
-			c.poor(disk, "only "+text, hint)
-		default:
-			c.add(disk, nil, text)
-		}
-	}
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return
-	}
-	total := int64(info.Totalram) * int64(info.Unit) //nolint:unconvert // likewise
-	promised := cfg.Fork.Limits.MemoryBytes * int64(cfg.Fork.MaxConcurrent)
-	if promised > total {
-		c.poor(memory, fmt.Sprintf("%d forks at once may take %s together, the host has %s", cfg.Fork.MaxConcurrent, roughly(promised), roughly(total)),
-			"Lower --memory (fork.memory) or --max-concurrent (fork.max_concurrent).")
-		return
-	}
-	c.add(memory, nil, fmt.Sprintf("%s, for up to %d forks at once", roughly(total), cfg.Fork.MaxConcurrent))
-}
-
-func roughly(bytes int64) string { return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30)) }
-
 // programs looks for the agents' own programs. Only the one that runs use when
 // nobody names another is missed.
 func (c *checkup) programs(cfg *config.Config, find func(string) (string, error)) {
@@ -90,7 +49,7 @@ func (c *checkup) programs(cfg *config.Config, find func(string) (string, error)
 }
 
 // credentials looks which are set here, or were lent to the engine before.
-func (c *checkup) credentials(cfg *config.Config, getenv func(string) string) {
+func (c *checkup) credentials(ctx context.Context, cfg *config.Config, getenv func(string) string) {
 	const model = "model key"
 	here, err := config.ReadSecrets(getenv)
 	if err != nil {
@@ -126,12 +85,12 @@ func (c *checkup) credentials(cfg *config.Config, getenv func(string) string) {
 	// own is not: doctor sends nothing out of this host by itself.
 	for name, base := range map[string]string{"ANTHROPIC_BASE_URL": all.AnthropicBaseURL, "OPENAI_BASE_URL": all.OpenAIBaseURL} {
 		if base != "" {
-			c.reach(name, base)
+			c.reach(ctx, name, base)
 		}
 	}
 }
 
-func (c *checkup) reach(name, base string) {
+func (c *checkup) reach(ctx context.Context, name, base string) {
 	u, err := url.Parse(base)
 	if err != nil {
 		c.add(name, fault.New("", fault.Invalid, "it is no address").Hinted("Set %s to an address that begins with https://.", name), "")
@@ -142,7 +101,7 @@ func (c *checkup) reach(name, base string) {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	at := net.JoinHostPort(u.Hostname(), port)
-	conn, err := (&net.Dialer{Timeout: askTime}).DialContext(context.Background(), "tcp", at)
+	conn, err := (&net.Dialer{Timeout: askTime}).DialContext(ctx, "tcp", at)
 	if err != nil {
 		c.poor("model API", fmt.Sprintf("%s, which %s names, cannot be reached: %v", at, name, err), "Check "+name+", and the way out of this host.")
 		return

@@ -42,7 +42,7 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 		c.all = append(c.all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
 	}
 	c.programs(cfg, p.program(cfg))
-	c.credentials(cfg, p.env.Getenv)
+	c.credentials(ctx, cfg, p.env.Getenv)
 	_, err = loadPrices(cfg)
 	c.add("prices", err, "can be read")
 	c.ledger(ctx, cfg, p.books)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 )
 
 // ApplyResult says what Apply did.
@@ -159,7 +160,7 @@ type merger struct {
 func (s *Store) merge(ctx context.Context, dir, repo, top, base, tip string) (*merger, []string, error) {
 	unmerged := func(err error) (*merger, []string, error) {
 		if gitFailed(err) {
-			s.log.Debug("changes could not be merged", "error", err)
+			s.log.Debug("changes could not be merged", logs.Error, err)
 			return nil, nil, nil
 		}
 		return nil, nil, err

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 )
 
 // A tip is what a branch stood at when the remote was asked.
@@ -256,7 +257,7 @@ func (s *Store) grow(ctx context.Context, l location, mirror, commit string, fet
 		return err
 	}
 	if !fresh && !s.sound(ctx, mirror) {
-		s.log.Warn("mirror is broken, making it again", "repository", l.url, "mirror", mirror)
+		s.log.Warn("mirror is broken, making it again", logs.Repository, l.url, logs.Mirror, mirror)
 		if err := s.drop(mirror); err != nil {
 			return err
 		}
@@ -353,7 +354,7 @@ func (s *Store) compact(ctx context.Context, mirror string) {
 		return
 	}
 	if _, err := s.run(ctx, call{gitDir: mirror, args: []string{"repack", "-a", "-d", "-q", "--threads=1"}}); err != nil {
-		s.log.Debug("mirror could not be packed", "mirror", mirror, "error", err)
+		s.log.Debug("mirror could not be packed", logs.Mirror, mirror, logs.Error, err)
 		tidy(mirror)
 	}
 }
