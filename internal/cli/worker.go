@@ -109,8 +109,16 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
 	})
+}
+
+// gatewayListen is where the gateway answers sandboxes on other hosts, or "".
+func gatewayListen(cfg *config.Config) string {
+	if cfg.GatewayListen == config.NoListener {
+		return ""
+	}
+	return cfg.GatewayListen
 }
 
 // program finds the programs that sandboxes are lent.

@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 		Port: 7233, UIPort: 8080, MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Egress: "registries"},
+		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Credentials: "gateway", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -77,7 +77,10 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"temporal_profile":     {`"f"`, "e", "l", "f", "e", "l"},
 		"namespace":            {`"f"`, "e", "l", "f", "e", "l"},
 		"task_queue":           {`"f"`, "e", "l", "f", "e", "l"},
-		"gateway_url":          {`"http://f"`, "https://e:1", "http://l/x", "http://f", "https://e:1", "http://l/x"},
+		"gateway_url":          {`"https://f"`, "https://e:1", "http://127.0.0.1:1", "https://f", "https://e:1", "http://127.0.0.1:1"},
+		"gateway_listen":       {`":1"`, "127.0.0.1:2", "none", ":1", "127.0.0.1:2", "none"},
+		"gateway_cert":         {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
+		"gateway_key":          {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
 		"deployment":           {`"f"`, "e", "l", "f", "e", "l"},
 		"claude_path":          {`"~/f"`, "/e", "/l", "/home/u/f", "/e", "/l"},
 		"prices_file":          {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
@@ -96,6 +99,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.agent_command":   {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
 		"fork.setup":           {`"make"`, "", "", "make", "", ""},
 		"fork.isolation":       {`"f"`, "", "l", "f", "", "l"},
+		"fork.credentials":     {`"direct"`, "", "gateway", "direct", "", "gateway"},
 		"fork.egress":          {`"none"`, "", "open", "none", "", "open"},
 		"fork.memory":          {`"4GiB"`, "", "1.5G", "4GiB", "", "1.5GiB"},
 		"fork.cpus":            {`1.5`, "", "auto", "1.5", "", "auto"},
@@ -168,7 +172,7 @@ mounts = ["/usr/local/go"]
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
 		LogLevel: slog.LevelWarn, LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
 		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901, BudgetPerFork: fork.Dollar / 2, OnBudget: "pause",
-			Provider: "local", Agent: "claude", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
+			Provider: "local", Agent: "claude", Credentials: "gateway", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -298,6 +302,10 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{env: "TEMPORAL_ADDRESS", value: "localhost"}, "TEMPORAL_ADDRESS"},
 		{where{env: "TEMPORAL_ADDRESS", value: ":7233"}, "TEMPORAL_ADDRESS"},
 		{where{env: "SANDBOX_TEMPORAL_GATEWAY_URL", value: "gateway:1"}, "SANDBOX_TEMPORAL_GATEWAY_URL"},
+		{where{env: "SANDBOX_TEMPORAL_GATEWAY_URL", value: "http://gateway.example.com"}, "SANDBOX_TEMPORAL_GATEWAY_URL"},
+		{where{env: "SANDBOX_TEMPORAL_GATEWAY_URL", value: "https://gateway.example.com/v1"}, "SANDBOX_TEMPORAL_GATEWAY_URL"},
+		{where{env: "SANDBOX_TEMPORAL_GATEWAY_LISTEN", value: "8443"}, "SANDBOX_TEMPORAL_GATEWAY_LISTEN"},
+		{where{text: "[fork]\ncredentials = 'key'"}, `"fork.credentials" in /`},
 		{where{env: "SANDBOX_TEMPORAL_LOG_LEVEL", value: "loud"}, "SANDBOX_TEMPORAL_LOG_LEVEL"},
 		{where{env: configEnv, value: "/nowhere/config.toml"}, "/nowhere/config.toml"},
 		{where{env: configEnv, value: "/"}, "/"},
