@@ -46,8 +46,9 @@ func TestDefaults(t *testing.T) {
 		Home: "/home/u/.local/state/sandbox-temporal",
 		Port: 7233, UIPort: 8080, MetricsPort: 9090,
 		Namespace: "default", TaskQueue: "sandbox-orchestration",
-		LogLevel: slog.LevelInfo,
-		Fork:     Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Credentials: "gateway", Egress: "registries"},
+		GatewayListen: "127.0.0.1:8485",
+		LogLevel:      slog.LevelInfo,
+		Fork:          Defaults{Forks: 1, Model: "sonnet", MaxConcurrent: 5, Timeout: 2 * time.Hour, OnBudget: "stop", Provider: "local", Agent: "claude", Credentials: "gateway", Egress: "registries"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Config{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -170,7 +171,8 @@ mounts = ["/usr/local/go"]
 		Home: "/srv/state", File: env[configEnv],
 		Port: 7300, UIPort: 8080, MetricsPort: 9090,
 		TemporalAddress: "temporal:7233", Namespace: "default", TaskQueue: "sandbox-orchestration",
-		LogLevel: slog.LevelWarn, LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
+		GatewayListen: "127.0.0.1:8485",
+		LogLevel:      slog.LevelWarn, LedgerURL: "postgres://u:secret@db/ledger", BudgetPerDay: 100 * fork.Dollar,
 		Fork: Defaults{Forks: 3, Model: "opus", MaxConcurrent: 5, Timeout: 30 * time.Minute, Budget: 12_345_678_901, BudgetPerFork: fork.Dollar / 2, OnBudget: "pause",
 			Provider: "local", Agent: "claude", Credentials: "gateway", Egress: "registries", Setup: "make deps\nmake build", Mounts: []fork.Mount{{Source: "/usr/local/go", Target: "/usr/local/go"}}},
 	}
