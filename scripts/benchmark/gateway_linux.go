@@ -36,12 +36,12 @@ const (
 	agentBody    = 50_000 // bytes of an agent's first request
 	smallBody    = 600
 	latencyCalls = 2000
-	latencyTurn  = 100
+	latencyTurn  = 200
 	streamCount  = 1000
 	callsWidth   = 64
 	callsTime    = 5 * time.Second
 	longDeltas   = 20_000
-	longTurns    = 11
+	longTurns    = 7
 )
 
 // serveGateway is a gateway with a ledger on the disk. It prints its address and
