@@ -82,10 +82,11 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("on-budget", "stop", "`WHAT` a fork does when no budget covers its next call: stop, or pause until there is more money; see: budget")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
+	unpricedFlag(cmd)
 	sandboxFlags(fs, &f.agentPath)
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget")...)
+	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "allow-unpriced")...)
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -197,8 +198,8 @@ func known(env *Env, plan fork.Plan) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := prices.Resolve(plan.Model); !ok {
-		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
+	if _, ok := prices.Resolve(plan.Model); !ok && !env.Globals.Config.AllowUnpriced {
+		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+"; or give it a price (see: prices), or use --allow-unpriced.", "no price is known for the model %q, so no budget would hold", plan.Model)
 	}
 	return nil
 }

@@ -114,6 +114,7 @@ var variables = []struct{ name, text string }{
 	{"SANDBOX_TEMPORAL_UI_PORT", "the engine's port for the web UI (8080)"},
 	{"SANDBOX_TEMPORAL_CONFIG", "the configuration file (~/.config/sandbox-temporal/config.toml)"},
 	{"SANDBOX_TEMPORAL_PRICES", "a file with prices of your own"},
+	{"SANDBOX_TEMPORAL_ALLOW_UNPRICED", "true: models without a price may be called, at the dearest one"},
 	{"SANDBOX_TEMPORAL_LEDGER_URL", "a PostgreSQL database for the ledger; unset: a file"},
 	{"SANDBOX_TEMPORAL_BUDGET_PER_DAY", "the most USD that all runs may cost on one day"},
 	{"SANDBOX_TEMPORAL_LOG_LEVEL", "debug, info, warn or error, for engine and worker (info)"},

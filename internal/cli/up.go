@@ -39,11 +39,11 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 		Example: `  sandbox-temporal up --detach
   sandbox-temporal up --port 0 --ui-port 0 --metrics-port 0`,
 		Args:        args(),
-		Annotations: settings("port", "ui-port", "metrics-port", "budget-per-day"),
+		Annotations: settings("port", "ui-port", "metrics-port", "budget-per-day", "allow-unpriced"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, name := range []string{"port", "ui-port", "metrics-port", "budget-per-day"} {
+			for _, name := range []string{"port", "ui-port", "metrics-port", "budget-per-day", "allow-unpriced"} {
 				if f := cmd.Flags().Lookup(name); f.Changed {
-					o.Flags = append(o.Flags, "--"+name, f.Value.String())
+					o.Flags = append(o.Flags, "--"+name+"="+f.Value.String())
 				}
 			}
 			return p.runUp(cmd.Context(), env, o)
@@ -54,6 +54,7 @@ goes on where it was.` + exits(exitOK, exitFailed, exitUsage, exitDenied),
 	fs.Int("ui-port", 8080, "the `PORT` of the web page; 0: any free one")
 	fs.Int("metrics-port", 9090, "the `PORT` of the metrics; 0: any free one")
 	dayFlag(cmd)
+	unpricedFlag(cmd)
 	fs.BoolVar(&o.Detach, "detach", false, "start it in the background and return when it is ready")
 	fs.StringVar(&o.LogFile, "log-file", "", "")
 	_ = fs.MarkHidden("log-file")

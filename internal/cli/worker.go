@@ -35,13 +35,19 @@ with one, the budget of a run holds whatever workers its forks are on.
 Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
 		Example:     `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
 		Args:        args(),
-		Annotations: settings("budget-per-day"),
+		Annotations: settings("budget-per-day", "allow-unpriced"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.runWorker(cmd.Context(), env)
 		},
 	}
 	dayFlag(cmd)
+	unpricedFlag(cmd)
 	return cmd
+}
+
+// unpricedFlag adds --allow-unpriced.
+func unpricedFlag(cmd *cobra.Command) {
+	cmd.Flags().Bool("allow-unpriced", false, "let models be called that have no price, and count each call at the dearest there is; a setting of the engine or worker")
 }
 
 // dayFlag adds --budget-per-day.
@@ -109,7 +115,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
 	})
 }
 

@@ -41,6 +41,8 @@ type Config struct {
 	PricesFile string // prices that replace the built-in ones; empty: none
 	LogLevel   slog.Level
 
+	AllowUnpriced bool // models without a price may be called, at the price of the dearest
+
 	// LedgerURL names the PostgreSQL database that the gateway's ledger is in.
 	// There may be a password in it. Empty: a file in Home.
 	LedgerURL    Secret

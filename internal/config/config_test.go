@@ -85,6 +85,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"deployment":           {`"f"`, "e", "l", "f", "e", "l"},
 		"claude_path":          {`"~/f"`, "/e", "/l", "/home/u/f", "/e", "/l"},
 		"prices_file":          {`"/f"`, "/e", "/l", "/f", "/e", "/l"},
+		"allow_unpriced":       {`true`, "no", "YES", "true", "false", "true"},
 		"log_level":            {`"debug"`, "WARN", "error", "debug", "warn", "error"},
 		"ledger_url":           {`"postgres://u:f@h/f"`, "postgresql://u:e@h/e", "", "(set)", "(set)", ""},
 		"budget_per_day":       {`5`, "2.5", "none", "$5.0000", "$2.5000", "none"},

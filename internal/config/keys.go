@@ -50,6 +50,7 @@ var keys = []key{
 	textKey("deployment", "SANDBOX_TEMPORAL_DEPLOYMENT", "deployment", "", `Use a short name.`, nil, func(c *Config) *string { return &c.Deployment }),
 	pathKey("claude_path", "SANDBOX_TEMPORAL_CLAUDE", "claude-path", func(c *Config) *string { return &c.ClaudePath }),
 	pathKey("prices_file", "SANDBOX_TEMPORAL_PRICES", "prices-file", func(c *Config) *string { return &c.PricesFile }),
+	boolKey("allow_unpriced", "SANDBOX_TEMPORAL_ALLOW_UNPRICED", "allow-unpriced", func(c *Config) *bool { return &c.AllowUnpriced }),
 	levelKey("log_level", "SANDBOX_TEMPORAL_LOG_LEVEL", "log-level"),
 	ledgerKey("ledger_url", "SANDBOX_TEMPORAL_LEDGER_URL"),
 	budgetKey("budget_per_day", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "budget-per-day", func(c *Config) *fork.USD { return &c.BudgetPerDay }),

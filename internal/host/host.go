@@ -61,6 +61,7 @@ type Options struct {
 	Deployment     string   // label of our sandboxes; empty: this state folder's own
 	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
 	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
+	AllowUnpriced  bool     // models without a price may be called, at the price of the dearest
 	MetricsPort    int      // 0: any free one; NoMetrics: none
 	Logger         *slog.Logger
 }
@@ -103,7 +104,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
-		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
+		Credentials: o.ModelCredentials, Prices: o.Prices, AllowUnpriced: o.AllowUnpriced, Logger: o.Logger,
 	}); err != nil {
 		return nil, err
 	}

@@ -88,6 +88,8 @@ type gate struct {
 	tokens []string
 	pid    int
 	client *http.Client
+	file   *os.File // beside the ledger
+	disk   series   // what a write to it takes
 }
 
 func newGate(ctx context.Context, o options) (_ *gate, done func(), err error) {
@@ -117,7 +119,15 @@ func newGate(ctx context.Context, o options) (_ *gate, done func(), err error) {
 		return nil, nil, err
 	}
 	g := &gate{api: api, pid: cmd.Process.Pid, client: &http.Client{Transport: &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 2000, DisableCompression: true}}}
+	if g.file, err = os.Create(filepath.Join(dir, "file")); err == nil {
+		_, err = g.file.Write(make([]byte, 1<<20))
+	}
+	if err != nil {
+		_, _ = stdin.Close(), cmd.Wait()
+		return nil, nil, err
+	}
 	done = func() {
+		_ = g.file.Close()
 		g.client.CloseIdleConnections()
 		_ = stdin.Close()
 		_ = cmd.Wait()
@@ -217,6 +227,7 @@ func measureGateway(ctx context.Context, o options) ([]table, error) {
 	latency.add("direct", ms(direct.p(.5)), ms(direct.p(.99)))
 	latency.add("through the gateway", ms(through.p(.5)), ms(through.p(.99)))
 	latency.add("added", ms(added50), ms(added99))
+	latency.add("4 KiB written to the same disk, fdatasync(2)", ms(g.disk.p(.5)), ms(g.disk.p(.99)))
 	stream := table{title: "One long stream", columns: []string{"", "MB a second, p50", "in one piece"},
 		note: fmt.Sprintf("%d events, %.1f MB, as fast as they can be read; %d of each in turns. A model API sends every event by itself, which is what is promised of; a stream that comes in one piece shows what the copying and metering alone can do.", longDeltas, size, longTurns)}
 	stream.add("direct", speed(straight.p(.5)), speed(straightWhole.p(.5)))
@@ -246,6 +257,18 @@ func (g *gate) latency(ctx context.Context, w *watch) (direct, through series, e
 				}
 				*way.to = append(*way.to, took)
 			}
+		}
+		for i := range latencyTurn / 10 {
+			took, err := timed(func() error {
+				if _, err := g.file.WriteAt(make([]byte, 4096), int64(i)*4096); err != nil {
+					return err
+				}
+				return syscall.Fdatasync(int(g.file.Fd()))
+			})
+			if err != nil {
+				return nil, nil, err
+			}
+			g.disk = append(g.disk, took)
 		}
 	}
 	return direct, through, nil
