@@ -61,9 +61,20 @@ func TestAForkElsewhereReachesTheModelByThePublicAddress(t *testing.T) {
 	if err != nil || out.Status != fork.Success || out.Usage.Cost == 0 || !strings.Contains(out.Output, "Nothing to do") {
 		t.Fatalf("%+v %v", out, err)
 	}
-	// A gateway that cannot be reached is found out before the agent starts.
+}
+
+func TestAnAddressThatDoesNotAnswerIsFoundOutBeforeTheAgentStarts(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("bash is not installed")
+	}
+	w := setUp(t)
+	w.far(t)
 	w.GatewayURL = "http://127.0.0.1:1"
-	if _, err := w.HealthCheck(ctx, orchestrator.HealthCheckInput{Spec: spec, Ref: ref}); err == nil {
+	p := plan("", "x")
+	p.Provider, p.Agent, p.AgentCommand = "elsewhere", "command", "true"
+	spec, ref := w.start(t, p)
+	if _, err := w.HealthCheck(t.Context(), orchestrator.HealthCheckInput{Spec: spec, Ref: ref}); err == nil {
 		t.Error("a gateway that does not answer is healthy")
 	}
 }
