@@ -96,8 +96,8 @@ var floors = map[string][]string{
 
 	// beside the house: what builds and tests it, never shipped
 	"scripts/*": {},
-	// Measures a provider beside its peers, so it needs one.
-	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local"},
+	// Measures a provider beside its peers, so it needs one, and the gateway.
+	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local", "internal/fork", "internal/gateway", "internal/gateway/ledger"},
 }
 
 // quiet packages decide and never do: they may not reach the outside world.

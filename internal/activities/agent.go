@@ -17,7 +17,6 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
-	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -110,23 +109,13 @@ func (a *Activities) startAgent(ctx context.Context, sb sandbox.Sandbox, ag agen
 	if err := sb.Upload(ctx, taskFile, bytes.NewReader(text)); err != nil {
 		return nil, false, err
 	}
-	token, err := a.Gateway.Grant(ctx, gateway.Account{
-		Run: in.Spec.Run, Repo: in.Spec.Repo, Fork: in.Spec.Num, RunBudget: in.Spec.RunBudget, ForkBudget: in.Spec.ForkBudget,
-		Pause: in.Spec.OnBudget == fork.OnBudgetPause,
-	})
-	if err != nil {
-		return nil, false, err
-	}
 	spec := agent.Spec{
 		Task: string(text), TaskFile: taskFile, Model: in.Spec.Model, ModelID: a.Gateway.ModelID(in.Spec.Model), Session: session(in.Spec), Resume: in.Attempt > 1,
-		Shell: in.Spec.AgentCommand, Token: token, BaseURL: a.GatewayURL, Patient: in.Spec.OnBudget == fork.OnBudgetPause,
+		Shell: in.Spec.AgentCommand, Patient: in.Spec.OnBudget == fork.OnBudgetPause,
 	}
-	if a.hostBound(in.Spec.Provider) {
-		spec.BaseURL = "http://" + gatewayInside
+	if err := a.connect(ctx, &spec, in); err != nil {
+		return nil, false, err
 	}
-	// What is left of the budget is not said to the agent: the gateway stops
-	// it to the cent, and Claude Code would write the amount into its prompt,
-	// where it keeps the forks from sharing the prompt cache.
 	if err := ag.Check(spec); err != nil {
 		return nil, false, err
 	}
@@ -340,11 +329,18 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
 	}
+	if err := f.repay(ctx); err != nil {
+		return orchestrator.RunAgentOutput{}, err
+	}
 	spent, err := f.a.Gateway.Usage(ctx, f.in.Spec.Run, f.in.Spec.Num)
 	if err != nil {
 		return orchestrator.RunAgentOutput{}, err
 	}
 	o := f.agent.Judge(f.sum, agent.Clean(lastBytes(stderr, 8<<10)), exit.Code)
+	kind := ""
+	if o.Status == fork.Failed && f.denied() {
+		kind, o.Again = string(fault.Denied), false
+	}
 	switch {
 	case why == fork.TimedOut:
 		o.Status, o.Error, o.Again = fork.TimedOut, fmt.Sprintf("the fork's time of %s is used up", f.in.Spec.Timeout), false
@@ -367,7 +363,7 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 	}
 	return orchestrator.RunAgentOutput{
 		Status: o.Status, Output: fork.Cut(agent.Clean(o.Text), fork.MaxText), Error: fork.Cut(agent.Clean(o.Error), 4<<10), Hint: o.Hint,
-		Turns: o.Turns, Usage: spent.Usage, Again: o.Again, Short: short, Held: f.hold.long,
+		Turns: o.Turns, Usage: spent.Usage, Again: o.Again, Short: short, ErrorKind: kind, Held: f.hold.long,
 	}, nil
 }
 

@@ -41,6 +41,9 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 		return orchestrator.Base{}, err
 	}
 	out := orchestrator.Base{Queue: a.Queue}
+	if err := a.checkModel(ctx, in.Plan); err != nil {
+		return out, err
+	}
 	system := ""
 	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
 		out.Queue, system = a.HostQueue, hostSystem()

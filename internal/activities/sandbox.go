@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -122,11 +123,27 @@ func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthChec
 		return orchestrator.None{}, fault.Wrap(op, err)
 	}
 	gateway := ""
-	if a.hostBound(in.Spec.Provider) && a.Doors != nil {
+	switch bound := a.hostBound(in.Spec.Provider); {
+	case bound && a.Doors != nil:
 		gateway = gatewayInside
+	case !bound && in.Spec.Credentials != fork.CredentialsDirect:
+		gateway = hostPort(a.GatewayURL)
 	}
 	err = a.script(ctx, sb, "health", healthScript, "COMMIT="+in.Spec.BaseCommit, "GATEWAY="+gateway)
 	return orchestrator.None{}, fault.Wrap(op, err)
+}
+
+// hostPort is where a URL is connected to, as the health script takes it, or "".
+func hostPort(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Hostname() + ":" + port
 }
 
 func (a *Activities) hostBound(provider string) bool {
@@ -194,6 +211,9 @@ func (a *Activities) CleanupSandbox(ctx context.Context, in orchestrator.Cleanup
 	}
 	if in.Num == 0 {
 		return out, nil // a base: nobody paid for it
+	}
+	if err := a.writeOffAll(ctx, in.Run, in.Num); err != nil {
+		return out, fault.Wrap(op, err)
 	}
 	// The account is closed last: what the agent asked for until its end is in it.
 	if err := a.Gateway.Revoke(ctx, in.Run, in.Num); err != nil {

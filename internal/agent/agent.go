@@ -62,6 +62,7 @@ type Spec struct {
 	Shell     string   // for "command": the user's shell line
 	BaseURL   string   // where the model API is, as seen in the sandbox
 	Token     string   // what the sandbox uses as API key there
+	Bearer    bool     // Token is sent as a bearer token, not as an API key
 	Patient   bool     // a model call may have to wait for hours: for a person who adds to the budget
 	Remaining fork.USD // what is left of the budget; 0: no limit
 }
@@ -109,6 +110,10 @@ type Account struct {
 	Text      string   `json:"text"`       // its last words, or the error; at most fork.MaxText bytes
 	Turns     int      `json:"turns"`      // its own count
 	Cost      fork.USD `json:"cost_usd"`   // its own reckoning; the gateway's ledger is the truth
+
+	// Since is what it used since its last account, or since it was started:
+	// unlike Cost it leaves out what a resumed session used before.
+	Since *fork.Usage `json:"since,omitempty"`
 }
 
 // A Summary is what is kept of a stream of events of any length.
@@ -119,6 +124,7 @@ type Summary struct {
 	Action  string // the last thing worth showing, one line
 	Said    string // the agent's last message, the end of it when it is long; for lines of no message, the last of them
 	End     *Account
+	Used    *fork.Usage `json:",omitempty"` // the sum of what the accounts say of this process; nil: none did
 
 	message string // the last message that was counted as a turn
 	said    string // the message that Said belongs to
@@ -164,6 +170,13 @@ func (s *Summary) Add(e Event) {
 		s.Action = oneLine("retrying: " + e.Text)
 	case Ended:
 		s.End = e.End
+		if e.End != nil && e.End.Since != nil {
+			sum := *e.End.Since
+			if s.Used != nil {
+				sum = s.Used.Add(sum)
+			}
+			s.Used = &sum
+		}
 	}
 }
 

@@ -90,12 +90,16 @@ func (Claude) Command(spec Spec) Command {
 		// A second line behind the gateway: it can overshoot by one call.
 		flags = append(flags, "--max-budget-usd", strings.TrimPrefix(spec.Remaining.String(), "$"))
 	}
+	key := "ANTHROPIC_API_KEY"
+	if spec.Bearer {
+		key = "ANTHROPIC_AUTH_TOKEN"
+	}
 	cmd := Command{
 		Args:  append([]string{"claude", "--session-id", spec.Session}, flags...),
 		Stdin: spec.TaskFile,
 		Env: []string{
 			"ANTHROPIC_BASE_URL=" + spec.BaseURL,
-			"ANTHROPIC_API_KEY=" + spec.Token,
+			key + "=" + spec.Token,
 			"CLAUDE_CONFIG_DIR=" + claudeHome,
 			"IS_SANDBOX=1", // allows --dangerously-skip-permissions as root
 			"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1",

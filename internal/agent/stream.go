@@ -36,6 +36,7 @@ type streamLine struct {
 	Errors         []string        `json:"errors"`
 	Turns          int             `json:"num_turns"`
 	Cost           json.RawMessage `json:"total_cost_usd"`
+	Since          json.RawMessage `json:"model_usage_since_last_result"`
 	TerminalReason string          `json:"terminal_reason"`
 	StopReason     string          `json:"stop_reason"`
 	APIErrorStatus int             `json:"api_error_status"`
@@ -170,7 +171,38 @@ func (in *streamLine) account() *Account {
 	if err := a.Cost.UnmarshalJSON(in.Cost); err != nil || a.Cost < 0 {
 		a.Cost = 0
 	}
+	a.Since = since(in.Since)
 	return a
+}
+
+// since sums up what each model was used for since the last result. Nil: the
+// line does not say, or nothing that can be.
+func since(data json.RawMessage) *fork.Usage {
+	var models map[string]struct {
+		Cost       json.RawMessage `json:"costUSD"`
+		Input      int64           `json:"inputTokens"`
+		Output     int64           `json:"outputTokens"`
+		CacheRead  int64           `json:"cacheReadInputTokens"`
+		CacheWrite int64           `json:"cacheCreationInputTokens"`
+	}
+	if len(data) == 0 || json.Unmarshal(data, &models) != nil || models == nil {
+		return nil
+	}
+	const most = 1 << 40 // tokens, and nano-dollars a thousand times that
+	sum := &fork.Usage{}
+	for _, m := range models {
+		u := fork.Usage{InputTokens: m.Input, OutputTokens: m.Output, CacheReadTokens: m.CacheRead, CacheWriteTokens: m.CacheWrite}
+		if err := u.Cost.UnmarshalJSON(m.Cost); err != nil || u.Cost < 0 || u.Cost > 1000*most {
+			return nil
+		}
+		for _, n := range []int64{m.Input, m.Output, m.CacheRead, m.CacheWrite} {
+			if n < 0 || n > most {
+				return nil
+			}
+		}
+		*sum = sum.Add(u)
+	}
+	return sum
 }
 
 func (in *streamLine) retry() string {

@@ -136,7 +136,11 @@ func (p *plugged) engine(ctx context.Context, cfg *config.Config, noStart bool) 
 		return endpoint.Endpoint{}, fault.New("", fault.Unreachable, "no engine runs in %s", cfg.Home).
 			Hinted("Start it with: %s up --detach", program)
 	}
-	ep, started, err := p.startEngine(ctx, cfg, nil)
+	var flags []string
+	if cfg.AllowUnpriced {
+		flags = append(flags, "--allow-unpriced")
+	}
+	ep, started, err := p.startEngine(ctx, cfg, flags)
 	if err == nil && started {
 		fmt.Fprintf(p.env.Stderr, "%s: started the engine (%s); stop it with: %s down\n", program, whereabouts(ep), program)
 		p.tellLacks(ep)

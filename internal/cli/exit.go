@@ -120,6 +120,9 @@ func verdict(rep fork.Report) int {
 	if rep.Error != "" {
 		return exitFailed
 	}
+	if slices.ContainsFunc(rep.Results, func(r fork.Result) bool { return r.ErrorKind == string(fault.Denied) }) {
+		return exitDenied
+	}
 	verified, passed := 0, 0
 	failures := map[fork.Status]int{}
 	for _, r := range rep.Results {

@@ -82,10 +82,11 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("on-budget", "stop", "`WHAT` a fork does when no budget covers its next call: stop, or pause until there is more money; see: budget")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
+	unpricedFlag(cmd)
 	sandboxFlags(fs, &f.agentPath)
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget")...)
+	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "allow-unpriced")...)
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -98,6 +99,7 @@ func sandboxFlags(fs *pflag.FlagSet, agentPath *string) {
 	fs.String("agent-command", "", "for --agent command: the shell `LINE` that does the work; {prompt} in it becomes the task")
 	fs.StringVar(agentPath, "agent-path", "", "`PATH` of the agent's program on the worker's host; for claude, SANDBOX_TEMPORAL_CLAUDE says the same")
 	fs.String("setup", "", "a shell `LINE` that prepares the work tree once, before the forks")
+	fs.String("credentials", "gateway", "`HOW` agents come by the model: gateway, or direct: with the real key in their sandboxes, which only claude in sandboxes on other hosts can have")
 	fs.String("egress", "registries", "what the sandboxes may reach: none, registries (and the forge of REPO), open, or `HOSTS` such as registries,example.com,*.example.org")
 	fs.StringArray("mount", nil, "show `SRC[:DST]` of the worker's host in every sandbox, read-only; can be given several times")
 	fs.String("memory", "auto", "let each sandbox use at most `SIZE` of memory, as 4GiB; local gives 2GiB")
@@ -109,7 +111,7 @@ func sandboxFlags(fs *pflag.FlagSet, agentPath *string) {
 // sandboxSettings are those of sandboxFlags that the configuration file can
 // set too.
 func sandboxSettings() []string {
-	return []string{"provider", "isolation", "agent", "agent-command", "setup", "egress", "mount", "memory", "cpus", "processes", "disk"}
+	return []string{"provider", "isolation", "agent", "agent-command", "setup", "credentials", "egress", "mount", "memory", "cpus", "processes", "disk"}
 }
 
 // agentNames are the words that --agent takes.
@@ -138,6 +140,9 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 		if a, err := agent.ByName(plan.Agent); err == nil {
 			plan.Model = a.Model()
 		}
+	}
+	if set.Credentials != fork.CredentialsGateway { // which a plan need not say
+		plan.Credentials = set.Credentials
 	}
 	if set.OnBudget != fork.OnBudgetStop { // which a plan need not say
 		plan.OnBudget = set.OnBudget
@@ -193,8 +198,8 @@ func known(env *Env, plan fork.Plan) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := prices.Resolve(plan.Model); !ok {
-		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+".", "no price is known for the model %q, so no budget would hold", plan.Model)
+	if _, ok := prices.Resolve(plan.Model); !ok && !env.Globals.Config.AllowUnpriced {
+		return usage("Use one of: "+strings.Join(modelNames(prices), ", ")+"; or give it a price (see: prices), or use --allow-unpriced.", "no price is known for the model %q, so no budget would hold", plan.Model)
 	}
 	return nil
 }
@@ -209,12 +214,33 @@ func knownPlace(env *Env, plan fork.Plan) error {
 		if err != nil {
 			return err
 		}
-		if _, err := set.Get(plan.Provider); err != nil {
+		p, err := set.Get(plan.Provider)
+		if err != nil {
+			return err
+		}
+		if err := reachable(env, plan, p); err != nil {
 			return err
 		}
 	}
 	if _, err := egress.ParsePolicy(plan.Egress, plan.Repo); err != nil {
 		return fault.Wrap("--egress", err)
+	}
+	return nil
+}
+
+// reachable says why agents in the provider's sandboxes could not reach the
+// model. What only the worker of a cluster knows, it says itself.
+func reachable(env *Env, plan fork.Plan, p sandbox.Provider) error {
+	_, bound := sandbox.As[sandbox.HostBound](p)
+	cfg := env.Globals.Config
+	switch {
+	case plan.Prompt == "": // a base is made ahead of all runs
+		return nil
+	case bound && plan.Credentials == fork.CredentialsDirect:
+		return usage("Leave --credentials out.", "--credentials direct: sandboxes of provider %s reach the gateway, so the key need not be in them", plan.Provider)
+	case !bound && plan.Credentials != fork.CredentialsDirect && cfg.GatewayURL == "" && cfg.Embedded():
+		return usage("Set SANDBOX_TEMPORAL_GATEWAY_URL, or put the key into the sandboxes with --credentials direct.",
+			"sandboxes of provider %s cannot reach the gateway of this host: it has no public address", plan.Provider)
 	}
 	return nil
 }
@@ -343,6 +369,9 @@ func runFork(ctx context.Context, env *Env, opts forkOptions) error {
 	w.run = run
 	p := opts.Plan
 	fmt.Fprintf(env.Stderr, "%s: %s of %s · model %s · provider %s\n", run, plural(p.Forks, "fork"), flat(p.Repo), flat(p.Model), flat(p.Provider))
+	if p.Credentials == fork.CredentialsDirect {
+		fmt.Fprintf(env.Stderr, "%s: the model's key is in the sandboxes of this run (--credentials direct): whatever runs there can read it and spend with it\n", program)
+	}
 	if !opts.Wait {
 		fmt.Fprintf(env.Stderr, "Follow it with: %s status --watch %s\n", program, run)
 		if opts.Output == "json" {

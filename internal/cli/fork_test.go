@@ -157,6 +157,9 @@ func TestForkRefusesNonsenseBeforeAnythingStarts(t *testing.T) {
 		"model without price":       with("--model", "gpt-0"),
 		"no model":                  with("--model", ""),
 		"unknown agent":             with("--agent", "nobody"),
+		"unknown way to the model":  with("--credentials", "key"),
+		"key for another agent":     with("--credentials", "direct", "--agent", "mini"),
+		"key with a pause":          with("--credentials", "direct", "--on-budget", "pause"),
 		"unknown provider":          with("--provider", "nowhere"),
 		"command without command":   with("--agent", "command"),
 		"command for another agent": with("--agent-command", "x"),
@@ -407,6 +410,48 @@ func TestForkWithProviderOfTheSet(t *testing.T) {
 	got := list[0]
 	if can := got.Capabilities; got.Name != "shed" || !got.HostBound || got.Pauses || len(can) != len(sandbox.Capabilities()) || !can["host_bound"] || can["pause"] {
 		t.Errorf("%s", &s.out)
+	}
+}
+
+// far is a provider whose sandboxes are on other hosts.
+type far struct{ sandbox.Provider }
+
+func (far) Name() string { return "far" }
+
+func TestForkSaysHowSandboxesElsewhereReachTheModelBeforeAnythingStarts(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		env  map[string]string
+		code int
+		want string
+	}{
+		"no way":              {[]string{"--provider", "far"}, nil, exitUsage, "--credentials direct"},
+		"the key":             {[]string{"--provider", "far", "--credentials", "direct"}, nil, exitOK, "the model's key is in the sandboxes"},
+		"a public address":    {[]string{"--provider", "far"}, map[string]string{"SANDBOX_TEMPORAL_GATEWAY_URL": "https://gateway.example.com"}, exitOK, ""},
+		"the worker knows":    {[]string{"--provider", "far"}, map[string]string{"TEMPORAL_ADDRESS": "temporal:7233"}, exitOK, ""},
+		"no key where it can": {[]string{"--provider", "shed", "--credentials", "direct"}, nil, exitUsage, "the key need not be in them"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSession(t, newMemory())
+			s.env.Providers = func(Globals) (sandbox.Set, error) { return sandbox.NewSet(far{}, shed{}), nil }
+			getenv := s.env.Getenv
+			s.env.Getenv = func(name string) string {
+				if v, ok := c.env[name]; ok {
+					return v
+				}
+				return getenv(name)
+			}
+			if c.code == exitUsage {
+				s.env.Runs = func(context.Context, Globals) (Runs, error) {
+					t.Error("connected to Temporal")
+					return s.runs, nil
+				}
+			}
+			s.want(t, c.code, append([]string{"fork", remote, "--prompt", "x", "--no-wait"}, c.args...)...)
+			if text := s.errors.String(); !strings.Contains(text, c.want) || strings.Contains(text, "--credentials direct)") != (name == "the key") {
+				t.Errorf("stderr %s", text)
+			}
+		})
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 // serviceFlags are the settings of every process that serves: engine and
 // worker.
-var serviceFlags = []string{"metrics-host", "metrics-port", "disable-metrics", "log-level", "log-format", "log-file", "budget-per-day"}
+var serviceFlags = []string{"metrics-host", "metrics-port", "disable-metrics", "log-level", "log-format", "log-file", "budget-per-day", "allow-unpriced"}
 
 // addServiceFlags adds them.
 func addServiceFlags(cmd *cobra.Command) {
@@ -28,6 +28,7 @@ func addServiceFlags(cmd *cobra.Command) {
 	fs.String("log-format", "text", "the `FORMAT` of the log: text or json")
 	fs.String("log-file", "", "log to this `FILE` and not to standard error")
 	dayFlag(cmd)
+	unpricedFlag(cmd)
 }
 
 // A keeper knows what must stand in no line of the log. It is filled in as

@@ -46,6 +46,11 @@ Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, ex
 	return cmd
 }
 
+// unpricedFlag adds --allow-unpriced.
+func unpricedFlag(cmd *cobra.Command) {
+	cmd.Flags().Bool("allow-unpriced", false, "let models be called that have no price, and count each call at the dearest there is; a setting of the engine or worker")
+}
+
 // dayFlag adds --budget-per-day.
 func dayFlag(cmd *cobra.Command) {
 	cmd.Flags().String("budget-per-day", "none", "the most `USD` that all runs together may cost on one day, by UTC")
@@ -128,9 +133,18 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment,
-		MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Logger: log,
+		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay,
+		GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey,
+		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Logger: log,
 	})
+}
+
+// gatewayListen is where the gateway answers sandboxes on other hosts, or "".
+func gatewayListen(cfg *config.Config) string {
+	if cfg.GatewayListen == config.NoListener {
+		return ""
+	}
+	return cfg.GatewayListen
 }
 
 // program finds the programs that sandboxes are lent.

@@ -29,13 +29,22 @@ type Config struct {
 	Namespace       string
 	TaskQueue       string
 
-	GatewayURL string // where sandboxes on other hosts reach this worker's gateway; empty: they cannot
+	// GatewayURL is where sandboxes on other hosts reach this worker's gateway;
+	// empty: they cannot. It answers at GatewayListen, with the certificate and
+	// its key where they are named; without, only a proxy on this host reaches it.
+	GatewayURL    string
+	GatewayListen string // host:port, or NoListener
+	GatewayCert   string // PEM files
+	GatewayKey    string
+
 	Deployment string // the label of this installation's sandboxes; empty: the one that Home was given
 	ClaudePath string // the claude program; empty: looked up on PATH
 	PricesFile string // prices that replace the built-in ones; empty: none
 	LogLevel   slog.Level
 	LogFormat  string // "text" or "json"
 	LogFile    string // where the lines go; empty: standard error
+
+	AllowUnpriced bool // models without a price may be called, at the price of the dearest
 
 	// LedgerURL names the PostgreSQL database that the gateway's ledger is in.
 	// There may be a password in it. Empty: a file in Home.
@@ -60,6 +69,7 @@ type Defaults struct {
 	Isolation     string // the tier of a local sandbox; empty: the provider's own choice
 	Agent         string
 	AgentCommand  string // for the agent "command"
+	Credentials   string // fork.CredentialsGateway or fork.CredentialsDirect
 	Egress        string // what the sandboxes may reach
 	Setup         string // a shell line that prepares the base
 	Mounts        []fork.Mount

@@ -44,10 +44,14 @@ var keys = []key{
 	textKey("namespace", "TEMPORAL_NAMESPACE", "namespace", "default", `Use the name of a Temporal namespace.`, needed, func(c *Config) *string { return &c.Namespace }),
 	textKey("task_queue", "TEMPORAL_TASK_QUEUE", "task-queue", "sandbox-orchestration", `Use the name of a Temporal task queue.`, needed, func(c *Config) *string { return &c.TaskQueue }),
 
-	textKey("gateway_url", "SANDBOX_TEMPORAL_GATEWAY_URL", "gateway-url", "", `Use an address such as https://gateway.example.com.`, webAddress, func(c *Config) *string { return &c.GatewayURL }),
+	textKey("gateway_url", "SANDBOX_TEMPORAL_GATEWAY_URL", "gateway-url", "", `Use an address such as https://gateway.example.com, without a path.`, publicAddress, func(c *Config) *string { return &c.GatewayURL }),
+	textKey("gateway_listen", "SANDBOX_TEMPORAL_GATEWAY_LISTEN", "gateway-listen", "127.0.0.1:8485", `Use host:port, as :8443 is, or "none".`, listenAddress, func(c *Config) *string { return &c.GatewayListen }),
+	pathKey("gateway_cert", "SANDBOX_TEMPORAL_GATEWAY_CERT", "gateway-cert", func(c *Config) *string { return &c.GatewayCert }),
+	pathKey("gateway_key", "SANDBOX_TEMPORAL_GATEWAY_KEY", "gateway-key", func(c *Config) *string { return &c.GatewayKey }),
 	textKey("deployment", "SANDBOX_TEMPORAL_DEPLOYMENT", "deployment", "", `Use a short name.`, nil, func(c *Config) *string { return &c.Deployment }),
 	pathKey("claude_path", "SANDBOX_TEMPORAL_CLAUDE", "claude-path", func(c *Config) *string { return &c.ClaudePath }),
 	pathKey("prices_file", "SANDBOX_TEMPORAL_PRICES", "prices-file", func(c *Config) *string { return &c.PricesFile }),
+	boolKey("allow_unpriced", "SANDBOX_TEMPORAL_ALLOW_UNPRICED", "allow-unpriced", func(c *Config) *bool { return &c.AllowUnpriced }),
 	levelKey("log_level", "SANDBOX_TEMPORAL_LOG_LEVEL", "log-level"),
 	textKey("log_format", "SANDBOX_TEMPORAL_LOG_FORMAT", "log-format", "text", `Use "text" or "json".`, logFormat, func(c *Config) *string { return &c.LogFormat }),
 	pathKey("log_file", "SANDBOX_TEMPORAL_LOG_FILE", "log-file", func(c *Config) *string { return &c.LogFile }),
@@ -65,6 +69,7 @@ var keys = []key{
 	textKey("fork.isolation", "", "isolation", "", `Use the name of a tier, such as "namespaces" or "gvisor".`, nil, func(c *Config) *string { return &c.Fork.Isolation }),
 	textKey("fork.agent", "", "agent", "claude", `Use the name of an agent, such as "claude".`, needed, func(c *Config) *string { return &c.Fork.Agent }),
 	textKey("fork.agent_command", "", "agent-command", "", `Use a shell line, such as 'my-agent {prompt}'.`, nil, func(c *Config) *string { return &c.Fork.AgentCommand }),
+	textKey("fork.credentials", "", "credentials", fork.CredentialsGateway, `Use "gateway" or "direct".`, credentials, func(c *Config) *string { return &c.Fork.Credentials }),
 	textKey("fork.egress", "", "egress", "registries", `Use none, registries, open, or names such as registries,example.com.`, needed, func(c *Config) *string { return &c.Fork.Egress }),
 	textKey("fork.setup", "", "setup", "", `Use a shell line.`, nil, func(c *Config) *string { return &c.Fork.Setup }),
 	mountsKey("fork.mounts", "mount"),
@@ -225,6 +230,13 @@ func onBudget(s string) error {
 	return nil
 }
 
+func credentials(s string) error {
+	if s != fork.CredentialsGateway && s != fork.CredentialsDirect {
+		return fmt.Errorf("%q is neither gateway nor direct", s)
+	}
+	return nil
+}
+
 // ledgerKey is an address that may hold a password, so nothing of it is shown.
 func ledgerKey(name, env string) key {
 	return key{name: name, env: env, standard: []string{""}, text: true, hint: "Use an address such as postgres://user@host/database.",
@@ -357,6 +369,46 @@ func webAddress(s string) error {
 		return errors.New("it holds a password")
 	}
 	return nil
+}
+
+// publicAddress is where others send tokens to, which must not be read on the
+// way: plain HTTP is for this host only.
+func publicAddress(s string) error {
+	if err := webAddress(s); s == "" || err != nil {
+		return err
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return err
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%q is more than a scheme, a host and a port", s)
+	case u.Scheme == "http" && !loopback(u.Hostname()):
+		return fmt.Errorf("%q is not encrypted", s)
+	}
+	return nil
+}
+
+// NoListener as a GatewayListen leaves the listener out.
+const NoListener = "none"
+
+func listenAddress(s string) error {
+	if s == NoListener {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", s)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 || strings.ContainsAny(host, " /") {
+		return fmt.Errorf("%q is not host:port", s)
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // nearest returns the key that a misspelt name was most likely meant to be,

@@ -52,6 +52,7 @@ type Plan struct {
 	AgentCommand  string        `json:"agent_command,omitempty"`   // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`      // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`           // a shell line that prepares the base once
+	Credentials   string        `json:"credentials,omitempty"`     // how agents come by the model: CredentialsGateway or CredentialsDirect; empty: the gateway
 	Egress        string        `json:"egress,omitempty"`          // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`          // host files the sandboxes see, read-only
 	Limits        Limits        `json:"limits,omitzero"`           // of each sandbox
@@ -61,6 +62,12 @@ type Plan struct {
 const (
 	OnBudgetStop  = "stop"  // it ends
 	OnBudgetPause = "pause" // it waits, with its sandbox and its session, until there is more money
+)
+
+// How agents come by the model.
+const (
+	CredentialsGateway = "gateway" // with a token that is good at the gateway only
+	CredentialsDirect  = "direct"  // with the real key, which is in their sandboxes then
 )
 
 // A Mount is a file or folder of the worker's host that a sandbox sees
@@ -92,6 +99,7 @@ type Spec struct {
 	Agent        string        `json:"agent"`
 	AgentCommand string        `json:"agent_command,omitempty"`
 	AgentPath    string        `json:"agent_path,omitempty"`
+	Credentials  string        `json:"credentials,omitempty"` // as in Plan
 	Egress       string        `json:"egress,omitempty"`
 	Mounts       []Mount       `json:"mounts,omitempty"`
 	Limits       Limits        `json:"limits,omitzero"`

@@ -50,6 +50,12 @@ func (p Plan) Validate() error {
 		return bad("Use --budget with an amount above 0.", "a budget of %s asked for", p.Budget)
 	case p.BudgetPerFork < 0:
 		return bad("Use --budget-per-fork with an amount above 0.", "a budget of %s for each fork asked for", p.BudgetPerFork)
+	case p.Credentials != "" && p.Credentials != CredentialsGateway && p.Credentials != CredentialsDirect:
+		return bad("Use --credentials gateway or --credentials direct.", "%q is no way to the model", p.Credentials)
+	case p.Credentials == CredentialsDirect && p.Agent != "claude":
+		return bad("Use --agent claude, or leave --credentials out.", "the agent %q keeps to no budget without the gateway", p.Agent)
+	case p.Credentials == CredentialsDirect && p.OnBudget == OnBudgetPause:
+		return bad("Use --on-budget stop, or leave --credentials out.", "only the gateway can hold an agent until there is more money")
 	case p.OnBudget != "" && p.OnBudget != OnBudgetStop && p.OnBudget != OnBudgetPause:
 		return bad("Use --on-budget stop or --on-budget pause.", "%q is nothing to do when a budget is used up", p.OnBudget)
 	case p.Agent == "command" && strings.TrimSpace(p.AgentCommand) == "":

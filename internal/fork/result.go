@@ -49,9 +49,10 @@ type Result struct {
 	Usage                // cost_usd, input_tokens, …
 	NumTurns     int     `json:"num_turns"`
 	Duration     float64 `json:"duration_seconds"`
-	Output       string  `json:"output"`          // the agent's last words, at most MaxText bytes
-	Error        string  `json:"error"`           // why Status is not success; empty otherwise
-	Short        string  `json:"short,omitempty"` // whose budget was used up, for BudgetExceeded: one of Budgets; empty: not known
+	Output       string  `json:"output"`               // the agent's last words, at most MaxText bytes
+	Error        string  `json:"error"`                // why Status is not success; empty otherwise
+	Short        string  `json:"short,omitempty"`      // whose budget was used up, for BudgetExceeded: one of Budgets; empty: not known
+	ErrorKind    string  `json:"error_kind,omitempty"` // "denied" when the model's key was refused; else empty
 	Hint         string  `json:"hint,omitempty"`
 	Verify       *Verify `json:"verify,omitempty"` // nil: nothing was verified
 	Paused       bool    `json:"paused,omitempty"` // it stands still now; never of a fork that has ended

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -19,8 +20,28 @@ type Account = ledger.Account
 // not in it.
 type Spent = ledger.Spent
 
-// tokenPrefix makes a token recognisable to people and to secret scanners.
-const tokenPrefix = "sbxt-"
+// A Way is how a sandbox comes to the gateway. A token is good on one way only:
+// the way is a part of it, so a token that is changed to look like one of
+// another way is not known at all.
+type Way int
+
+// The ways.
+const (
+	ByDoor Way = iota // through the [Door] of its own sandbox
+	ByNet             // through the listener that sandboxes elsewhere reach; see [Gateway.ServeNet]
+)
+
+// The beginnings of tokens make them recognisable to people and to secret
+// scanners, and say which way they are for.
+var tokenPrefixes = [...]string{ByDoor: "sbxt-", ByNet: "sbxn-"}
+
+// tokenSize is the length of every token.
+var tokenSize = len(tokenPrefixes[ByDoor]) + base64.RawURLEncoding.EncodedLen(32)
+
+// shaped reports whether a text can be a token for the way.
+func (way Way) shaped(token string) bool {
+	return len(token) == tokenSize && strings.HasPrefix(token, tokenPrefixes[way])
+}
 
 // A tenant is a fork as this gateway sees it: what is not money.
 type tenant struct {
@@ -31,6 +52,7 @@ type tenant struct {
 	quiet  chan struct{} // closed when active is 0 again; nil: nobody waits for that
 	noted  int64         // refusals for other reasons than money, and failures, since the start
 	broke  int64         // refusals for want of money, since the start
+	denied bool          // there is no key for its calls, or the API refused it
 
 	patience context.Context // done when calls under way are to be cut off; see Settle
 	cut      context.CancelFunc
@@ -77,13 +99,18 @@ func (g *Gateway) tenant(run string, num int) *tenant {
 // ledger's disk is, and Unavailable when the gateway is closed or the ledger's
 // database does not answer.
 func (g *Gateway) Grant(ctx context.Context, a Account) (token string, err error) {
+	return g.GrantFor(ctx, a, ByDoor)
+}
+
+// GrantFor is Grant of a token for the way by which the fork's sandbox comes.
+func (g *Gateway) GrantFor(ctx context.Context, a Account, way Way) (token string, err error) {
 	const op = "grant token"
 	if err := ctx.Err(); err != nil {
 		return "", &fault.Error{Op: op, Kind: fault.Cancelled, Err: err}
 	}
 	var secret [32]byte
 	rand.Read(secret[:]) // it crashes the program rather than fail
-	token = tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
+	token = tokenPrefixes[way] + base64.RawURLEncoding.EncodeToString(secret[:])
 	hash := ledger.HashOf(token)
 
 	g.granting.Lock()
@@ -181,6 +208,21 @@ func (g *Gateway) Settle(ctx context.Context, run string, num int, patience time
 			return &fault.Error{Op: op, Kind: fault.Cancelled, Err: ctx.Err()}
 		}
 	}
+}
+
+// Denied reports whether a call of the fork failed because there is no key, or
+// the API refused it, since this gateway was started.
+func (g *Gateway) Denied(run string, num int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.tenants[tenantKey{run, num}]
+	return t != nil && t.denied
+}
+
+func (g *Gateway) deny(t *tenant) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.denied = true
 }
 
 // abandon ends the calls of a fork whose token another gateway has revoked.

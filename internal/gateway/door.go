@@ -25,10 +25,13 @@ type Door struct {
 
 // ServeDoor answers on ln, which only one sandbox can reach, as Serve does.
 func (g *Gateway) ServeDoor(ctx context.Context, ln net.Listener, d Door) error {
+	fits := func(token string, owner *tenant) bool {
+		return ByDoor.shaped(token) && (owner == nil || owner.run == d.Run && owner.num == d.Fork)
+	}
 	return g.serveOn(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case !egress.Handles(r) || r.Method != http.MethodConnect && r.URL.Host == d.Inside:
-			g.handle(w, r, &d)
+			g.handle(w, r, fits)
 		case d.Proxy == nil:
 			forbid(http.StatusForbidden, "permission_error", "There is no way out of this sandbox.").write(w)
 		default:

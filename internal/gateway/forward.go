@@ -29,7 +29,7 @@ type forwarding struct {
 	in       *http.Request
 	ctx      context.Context // of the upstream call
 	cancel   context.CancelCauseFunc
-	maker    maker
+	maker    Maker
 	cred     Credentials
 	base     *url.URL
 	body     []byte
@@ -174,7 +174,7 @@ func isStream(res *http.Response) bool {
 func (f *forwarding) upstream() *http.Request {
 	target := *f.base
 	path := f.in.URL.Path
-	if f.maker == openAI {
+	if f.maker == OpenAI {
 		path = strings.TrimPrefix(path, openAIPath)
 	}
 	target.Path = strings.TrimRight(f.base.Path, "/") + path
@@ -328,6 +328,7 @@ func (f *forwarding) refusedUpstream(res *http.Response, body io.Reader) {
 	if res.StatusCode == http.StatusUnauthorized {
 		h.Set("X-Should-Retry", "false")
 		f.g.note(f.tenant, "the model API refuses the key")
+		f.g.deny(f.tenant)
 	}
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	f.w.WriteHeader(res.StatusCode)

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
@@ -99,6 +100,7 @@ type Gateway struct {
 	limits        limits
 	ledger        *ledger.Ledger
 	shared        bool // other gateways use the ledger too
+	dayBudget     fork.USD
 
 	closing context.Context // done when Close begins
 	stop    context.CancelFunc
@@ -192,6 +194,7 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		observer:      o.Observer,
 		limits:        defaultLimits(),
 		shared:        o.Ledger.URL != "",
+		dayBudget:     o.Ledger.DayBudget,
 		prompts:       newPrompts(),
 		lookups:       make(chan struct{}, 4),
 		tokens:        make(map[ledger.Hash]*grant),
@@ -233,8 +236,8 @@ func (g *Gateway) Close() error {
 
 // Serve answers on ln until ctx is done, then gives the calls under way a
 // moment to end, and cuts them. It returns nil when ctx ended it, and closes
-// ln in any case. It may be called for several listeners. Any fork's token is
-// good on it: it is for sandboxes that have no [Door].
+// ln in any case. It may be called for several listeners. Any token is good on
+// it, as with ServeHTTP.
 func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error { return g.serveOn(ctx, ln, g) }
 
 func (g *Gateway) serveOn(ctx context.Context, ln net.Listener, h http.Handler) error {

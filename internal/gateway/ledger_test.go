@@ -19,6 +19,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 )
 
 func testOptions(dir, upstream string) Options {
@@ -30,6 +31,9 @@ func testOptions(dir, upstream string) Options {
 // TestMain runs a whole gateway, to be killed, when a test starts this program
 // again; see TestKilledGatewayChargesWhatWasInFlight.
 func TestMain(m *testing.M) {
+	if os.Getenv("GATEWAY_TEST_MINI") != "" {
+		os.Exit(mini.Main(context.Background(), os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr))
+	}
 	dir := os.Getenv("GATEWAY_TEST_DIR")
 	if dir == "" {
 		code := m.Run()
@@ -41,6 +45,10 @@ func TestMain(m *testing.M) {
 	g, err := Open(context.Background(), testOptions(dir, os.Getenv("GATEWAY_TEST_UPSTREAM")))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if n, err := strconv.Atoi(os.Getenv("GATEWAY_TEST_FORKS")); err == nil {
+		fmt.Fprintln(os.Stderr, beGateway(g, n, os.Getenv("GATEWAY_TEST_ADDR"), os.Getenv("GATEWAY_TEST_TOKENS")))
 		os.Exit(1)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -6,13 +6,14 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
 
-// A maker is who made the API that a call is for: its paths, its key and its
+// A Maker is who made the API that a call is for: its paths, its key and its
 // words for usage.
-type maker int
+type Maker int
 
+// The makers.
 const (
-	anthropic maker = iota
-	openAI
+	Anthropic Maker = iota
+	OpenAI
 )
 
 const (
@@ -83,7 +84,7 @@ func (s *stream) state() *stream { return s }
 
 // meterOf returns the meter for the call's stream.
 func (f *forwarding) meterOf() meter {
-	if f.maker == openAI {
+	if f.maker == OpenAI {
 		return &openAIStream{prompt: f.call.ask.prompt}
 	}
 	return &stream{}
@@ -91,7 +92,7 @@ func (f *forwarding) meterOf() meter {
 
 // usageOf reads the usage of an answer that is no stream.
 func (f *forwarding) usageOf(text []byte) (model string, t Tokens, ok bool) {
-	if f.maker == openAI {
+	if f.maker == OpenAI {
 		model, u, ok := openai.Answer(text)
 		return model, openAITokens(u), ok
 	}

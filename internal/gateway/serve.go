@@ -21,22 +21,22 @@ const messagesPath = "/v1/messages"
 // route says whose API a call is for, whether it may pass, and whether it costs
 // money. Everything that is not named here is refused: other parts of the APIs
 // cost money in ways that are not metered, or manage the account.
-func route(r *http.Request) (of maker, metered, ok bool) {
+func route(r *http.Request) (of Maker, metered, ok bool) {
 	if r.URL.RawPath != "" { // an escaped path means something else to others
-		return anthropic, false, false
+		return Anthropic, false, false
 	}
 	switch path := r.URL.Path; path {
 	case messagesPath:
-		return anthropic, true, r.Method == http.MethodPost
+		return Anthropic, true, r.Method == http.MethodPost
 	case messagesPath + "/count_tokens":
-		return anthropic, false, r.Method == http.MethodPost
+		return Anthropic, false, r.Method == http.MethodPost
 	case string(openai.Responses), string(openai.Chat):
-		return openAI, true, r.Method == http.MethodPost
+		return OpenAI, true, r.Method == http.MethodPost
 	case "/v1/models":
-		return anthropic, false, r.Method == http.MethodGet
+		return Anthropic, false, r.Method == http.MethodGet
 	default:
 		id, found := strings.CutPrefix(path, "/v1/models/")
-		return anthropic, false, found && r.Method == http.MethodGet && modelID(id)
+		return Anthropic, false, found && r.Method == http.MethodGet && modelID(id)
 	}
 }
 
@@ -45,12 +45,17 @@ func modelID(id string) bool {
 		strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@") == ""
 }
 
-// ServeHTTP answers one call of an agent. See the package's introduction.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handle(w, r, nil) }
+// ServeHTTP answers one call of an agent. See the package's introduction. It
+// takes every good token, whatever way it is for, and whoever uses it says who
+// can reach it.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.handle(w, r, func(string, *tenant) bool { return true })
+}
 
-// handle answers a call that came through the door, or through none.
-func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) {
-	gr, refused := g.admit(r, through)
+// handle answers a call. Fits says whether a token may come the way that the
+// call came, first by its text alone, then with its owner.
+func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, fits func(token string, owner *tenant) bool) {
+	gr, refused := g.admit(r, fits)
 	if refused != nil {
 		g.turnAway(w, refused)
 		return
@@ -69,6 +74,9 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 	whole := time.Now()
 	cred, base, refused := g.authority(r.Context(), of)
 	if refused != nil {
+		if refused.status == http.StatusUnauthorized {
+			g.deny(gr.tenant)
+		}
 		g.turnAway(w, refused)
 		return
 	}
@@ -91,14 +99,17 @@ func (g *Gateway) note(t *tenant, what string, args ...any) { g.say(&t.noted, t,
 func shorten(s string) string { return s[:min(len(s), 200)] }
 
 // admit finds out whose call it is, and takes one of the fork's places. A token
-// that somebody else's door lets in is stolen.
-func (g *Gateway) admit(r *http.Request, through *Door) (*grant, *refusal) {
+// that comes by somebody else's door is stolen.
+func (g *Gateway) admit(r *http.Request, fits func(token string, owner *tenant) bool) (*grant, *refusal) {
 	for _, token := range bearer(r.Header) {
+		if !fits(token, nil) {
+			continue // the ledger need not be asked
+		}
 		gr, refused := g.lookup(r.Context(), ledger.HashOf(token))
 		if refused != nil {
 			return nil, refused
 		}
-		if gr == nil || through != nil && (through.Run != gr.tenant.run || through.Fork != gr.tenant.num) {
+		if gr == nil || !fits(token, gr.tenant) {
 			continue
 		}
 		g.mu.Lock()
@@ -227,7 +238,7 @@ func (g *Gateway) body(w http.ResponseWriter, r *http.Request) ([]byte, *refusal
 
 // authority asks for the real credentials of the maker and where they are good.
 // Those of others are left out of what it returns.
-func (g *Gateway) authority(ctx context.Context, of maker) (Credentials, *url.URL, *refusal) {
+func (g *Gateway) authority(ctx context.Context, of Maker) (Credentials, *url.URL, *refusal) {
 	cred, err := g.credentials(ctx)
 	if err != nil {
 		g.log.Warn("the credentials for the model API cannot be had", "error", cred.redact(err.Error()))
@@ -237,7 +248,7 @@ func (g *Gateway) authority(ctx context.Context, of maker) (Credentials, *url.UR
 		return cred, nil, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot get its credentials for the model API.")
 	}
 	prefix, standard := "ANTHROPIC", anthropicURL
-	if of == openAI {
+	if of == OpenAI {
 		prefix, standard = "OPENAI", openAIURL
 		cred = Credentials{AuthToken: cred.OpenAIKey, BaseURL: cred.OpenAIBaseURL}
 	}
@@ -264,7 +275,7 @@ func (g *Gateway) authority(ctx context.Context, of maker) (Credentials, *url.UR
 }
 
 func (f *forwarding) read() (*request, error) {
-	if f.maker == openAI {
+	if f.maker == OpenAI {
 		return readOpenAI(f.in.URL.Path, f.body)
 	}
 	return readRequest(f.body)

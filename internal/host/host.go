@@ -45,13 +45,17 @@ type Options struct {
 	GitCredentials func(context.Context) (repo.Credential, error) // nil: git's own helpers only
 	Program        func(name string) (string, error)              // nil: none can be lent
 	Namespace      string
-	Queue          string   // empty: orchestrator.DefaultTaskQueue
-	Identity       string   // of the workers, in Temporal; empty: the SDK's
-	GatewayURL     string   // the gateway's public URL, for sandboxes elsewhere; may be empty
+	Queue          string // empty: orchestrator.DefaultTaskQueue
+	Identity       string // of the workers, in Temporal; empty: the SDK's
+	GatewayURL     string // the gateway's public URL, for sandboxes elsewhere; may be empty
+	GatewayListen  string // host:port where it answers then; empty: somebody else answers there
+	GatewayCert    string // PEM files of its certificate and key; without, only loopback is listened on
+	GatewayKey     string
 	Deployment     string   // label of our sandboxes; empty: this state folder's own
 	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
 	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
 	Version        string   // of the program, for the metrics
+	AllowUnpriced  bool     // models without a price may be called, at the price of the dearest
 	Logger         *slog.Logger
 
 	// MetricsHost and MetricsPort are where metrics and health are served.
@@ -108,8 +112,11 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	m := h.count(reg)
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
-		Credentials: o.ModelCredentials, Prices: o.Prices, Observer: observer(m), Logger: o.Logger,
+		Credentials: o.ModelCredentials, Prices: o.Prices, AllowUnpriced: o.AllowUnpriced, Observer: observer(m), Logger: o.Logger,
 	}); err != nil {
+		return nil, err
+	}
+	if err = h.listen(ctx, serve); err != nil {
 		return nil, err
 	}
 	doors, err := newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger)

@@ -145,8 +145,9 @@ type (
 		Usage  fork.Usage  `json:"usage"`
 		Again  bool        `json:"again,omitempty"` // another attempt could help
 
-		Short string        `json:"short,omitempty"` // as in fork.Result
-		Held  time.Duration `json:"held,omitempty"`  // by how much the deadline has moved, because the fork was held
+		Short     string        `json:"short,omitempty"`      // as in fork.Result
+		ErrorKind string        `json:"error_kind,omitempty"` // as in fork.Result
+		Held      time.Duration `json:"held,omitempty"`       // by how much the deadline has moved, because the fork was held
 
 		// Unended: the agent goes on; another call with the same attempt, and the
 		// deadline moved, follows it. Nothing else is said then but Held.

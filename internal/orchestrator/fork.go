@@ -138,7 +138,7 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 		f.result.Error, f.result.Hint = fork.Cut(out.Error, errorText), out.Hint
 		f.result.NumTurns += out.Turns
 		f.result.Usage = out.Usage
-		f.result.Short = out.Short
+		f.result.Short, f.result.ErrorKind = out.Short, out.ErrorKind
 		if ctx.Err() != nil {
 			return false
 		}

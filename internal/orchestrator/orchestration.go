@@ -255,6 +255,9 @@ func (r *run) closed() fork.Status {
 	if r.cancelled {
 		return fork.Cancelled
 	}
+	if r.denied() {
+		return fork.Failed
+	}
 	if r.plan.OnBudget == fork.OnBudgetPause {
 		return "" // there may be more money
 	}
@@ -269,6 +272,12 @@ func (r *run) closed() fork.Status {
 		return fork.BudgetExceeded
 	}
 	return ""
+}
+
+// denied reports whether the model's key was refused to a fork. It would be to
+// every other one.
+func (r *run) denied() bool {
+	return slices.ContainsFunc(r.results, func(res fork.Result) bool { return res.ErrorKind == string(fault.Denied) })
 }
 
 // overBudget reports whether a fork ended for a budget that it shares with
@@ -306,6 +315,8 @@ func (r *run) endUnstarted(status fork.Status, err error) {
 			if i := slices.IndexFunc(r.results, func(res fork.Result) bool { return res.Short == fork.BudgetOfDay }); i >= 0 {
 				res.Error, res.Short = "the budget of the day is used up; this fork was not started", fork.BudgetOfDay
 			}
+		case status == fork.Failed:
+			res.Error, res.ErrorKind = "the model API refuses the key; this fork was not started", string(fault.Denied)
 		default:
 			res.Error = "the run was cancelled before this fork started"
 		}
@@ -318,10 +329,16 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 	spec := fork.Spec{
 		Run: r.id, Num: num, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
 		Timeout: p.Timeout, RunBudget: p.Budget, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
-		AgentPath: p.AgentPath, Egress: p.Egress, Mounts: p.Mounts, Limits: p.Limits,
+		AgentPath: p.AgentPath, Credentials: p.Credentials, Egress: p.Egress, Mounts: p.Mounts, Limits: p.Limits,
 	}
 	if p.BudgetPerFork > 0 {
 		spec.ForkBudget = p.BudgetPerFork + r.added[num-1]
+	}
+	if p.Credentials == fork.CredentialsDirect && p.Budget > 0 {
+		// Nobody stands between the agents and the money: each gets its part.
+		if part := p.Budget / fork.USD(p.Forks); spec.ForkBudget == 0 || spec.ForkBudget > part {
+			spec.ForkBudget = part
+		}
 	}
 	ctx = workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:            fork.WorkflowID(r.id, num),

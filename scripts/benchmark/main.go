@@ -28,6 +28,7 @@ type section struct {
 func sections() []section {
 	return []section{
 		{"sandbox", "Local sandboxes", measureSandboxes},
+		{"gateway", "The gateway", measureGateway},
 		{"go", "Go benchmarks", readGoBenchmarks},
 	}
 }
@@ -59,6 +60,13 @@ func (o options) logf(format string, args ...any) { fmt.Fprintf(o.log, format+"\
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == treeWord {
 		if err := writeTree(os.Stdout, os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "benchmark:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) == 4 && os.Args[1] == gatewayWord {
+		if err := serveGateway(os.Args[2], os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, "benchmark:", err)
 			os.Exit(1)
 		}

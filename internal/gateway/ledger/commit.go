@@ -34,6 +34,11 @@ const (
 	// retryEvery is how often a ledger that cannot write tries again by itself.
 	retryEvery = time.Second
 
+	// linger is how long settlements wait for something that somebody waits for,
+	// to go to the disk together with it. A crash meanwhile charges their calls at
+	// the reservation, as at any other moment before they are written.
+	linger = 5 * time.Millisecond
+
 	// writeTime bounds one transaction with a server: one that does not answer
 	// must not hold calls forever.
 	writeTime = 15 * time.Second
@@ -87,6 +92,7 @@ func (l *Ledger) write() {
 	p := &pen{store: l.store}
 	defer p.drop()
 	for {
+		l.lingerAwhile()
 		l.mu.Lock()
 		n := min(len(l.queue), batchSize)
 		batch := slices.Clone(l.queue[:n])
@@ -123,6 +129,36 @@ func (l *Ledger) write() {
 		case <-time.After(retryEvery):
 		}
 	}
+}
+
+// lingerAwhile returns when there is something in the queue that somebody waits
+// for, or when what is there has waited for long enough. An agent that makes one
+// call after the other so waits for one write to the disk a call and not for two:
+// how a call ended is written together with the reservation of the next.
+func (l *Ledger) lingerAwhile() {
+	if !l.idle() {
+		return
+	}
+	late := time.NewTimer(linger)
+	defer late.Stop()
+	for l.idle() {
+		select {
+		case <-l.wake:
+		case <-late.C:
+			return
+		}
+	}
+}
+
+// idle reports whether nobody waits for anything in the queue, which is not
+// empty.
+func (l *Ledger) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || len(l.queue) == 0 || len(l.queue) >= batchSize || len(l.waiting) > 0 {
+		return false
+	}
+	return !slices.ContainsFunc(l.queue, func(e *entry) bool { return e.answer != nil })
 }
 
 // commit writes a batch in one transaction. When that fails, the entries that

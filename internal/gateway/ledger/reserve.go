@@ -70,6 +70,7 @@ type Call struct {
 	started time.Time
 	request Request
 
+	elsewhere bool          // it may not be this gateway's, or be settled already
 	unsettled chan struct{} // holds one until somebody settles
 }
 

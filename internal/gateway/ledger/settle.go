@@ -1,8 +1,12 @@
 package ledger
 
 import (
+	"context"
+	"database/sql"
+	"errors"
 	"time"
 
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
@@ -47,10 +51,33 @@ func (c *Call) Settle(s Settlement) (first bool) {
 	s.Cost = max(s.Cost, 0)
 	s.ended = c.l.now()
 	c.l.add(&entry{
-		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id, ours: true}.itself,
+		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id, ours: !c.elsewhere}.itself,
 		decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.Reserved, s) },
 	})
 	return true
+}
+
+// Find returns the latest call that the fork made of that path at that attempt,
+// whoever reserved it, to settle it once it is known what it cost; or
+// fault.NotFound. What was settled already stays as it is, but for the charge of
+// a crash.
+func (l *Ledger) Find(ctx context.Context, run string, num int, path string, attempt int) (*Call, error) {
+	const op = "find call"
+	if err := l.do(ctx, want{}, nil); err != nil { // what was settled is written
+		return nil, fault.Wrap(op, err)
+	}
+	c := &Call{l: l, fork: forkKey{run, num}, request: Request{Run: run, Fork: num, Path: path, Attempt: attempt}, elsewhere: true, unsettled: make(chan struct{}, 1)}
+	c.unsettled <- struct{}{}
+	err := l.store.read.QueryRowContext(ctx, `SELECT id, day, reserved, model, prices FROM calls
+		WHERE run = $1 AND fork = $2 AND path = $3 AND attempt = $4 ORDER BY id DESC LIMIT 1`, run, num, tidy(path), attempt).
+		Scan(&c.id, &c.day, &c.Reserved, &c.request.Model, &c.request.Prices)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fault.New(op, fault.NotFound, "fork %s/%d has no such call", run, num)
+	}
+	if err != nil {
+		return nil, l.store.fault(op, err)
+	}
+	return c, nil
 }
 
 // ID is the call's in the ledger.
