@@ -67,7 +67,7 @@ func providers(dir string, log *slog.Logger) sandbox.Set {
 
 // spareSandboxes is how many local sandboxes are kept ready for as long as runs
 // ask for more: what is forked at once is a few, and one takes two megabytes.
-const spareSandboxes = 4
+const spareSandboxes = 8
 
 // gvisorOptions puts the state of gVisor's sandboxes beside that of the local
 // ones, and has the same program own them.

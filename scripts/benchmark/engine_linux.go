@@ -109,7 +109,7 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 
 // spares is how many sandboxes the worker keeps ready, as cmd/sandbox-temporal
 // has it.
-const spares = 4
+const spares = 8
 
 // Names of bases.
 const (
@@ -157,6 +157,7 @@ func runIn(ctx context.Context, sb sandbox.Sandbox, id string, cmd sandbox.Cmd) 
 // close destroys what still lives, removes the folder and looks for what
 // should not be there any more.
 func (w *workshop) close(ctx context.Context) error {
+	w.local.Close()
 	infos, err := w.local.List(ctx, nil)
 	errs := []error{err}
 	for _, i := range infos {

@@ -18,6 +18,13 @@
 // the only one of ours that a file path of the agent is ever resolved by: a
 // link that the agent made can lead nowhere but into its own sandbox.
 //
+// Most of that is the same for all sandboxes, and can be done before anybody asks
+// (see [Options.Spares]): a spare is a supervisor whose init has namespaces and
+// the host's part of a root, in a folder without a name. Create writes down what
+// is asked for, gives the folder its name and calls the supervisor in, who adds
+// the layers, mounts and limits of the spec and confines init. A spare that
+// nobody calls ends with its worker, or after a while, and leaves nothing.
+//
 // # Who the agent is
 //
 // Inside, the agent is uid 1000 in every sandbox, so that the stat data of a
@@ -32,6 +39,7 @@
 //	<Dir>/sandboxes/<key>/   spec.json ref.json control.sock life log paused p-<id>.{stdout,stderr}
 //	                         fs/{workspace,home,tmp}
 //	<Dir>/bases/<key>/       base.json used fs/{workspace,home,tmp} flat/{workspace,home,tmp}
+//	<Dir>/sandboxes/.new-<instance>/  a sandbox before it has its name; a spare one waits there
 //	<Dir>/trash/<instance>/  what is being removed
 //	<Dir>/locks/             one of 64 locks is held while a key is changed; bases, flatten
 //

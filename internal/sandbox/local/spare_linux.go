@@ -25,6 +25,10 @@ import (
 // spareTime is how long spares are kept after the last Create.
 const spareTime = 20 * time.Second
 
+// lull is how long nobody must have made a sandbox for spares to be started
+// although half of them are left.
+const lull = 50 * time.Millisecond
+
 // A spares is what a worker keeps ready.
 type spares struct {
 	most int
@@ -34,9 +38,11 @@ type spares struct {
 	list    []*spare
 	at      int           // Creates that are under way
 	filling chan struct{} // closed when nobody starts spares any more; nil: nobody does
-	closing int           // who wants them to end, and no new ones
+	closing bool          // they are being ended, and no new ones are started
 	idle    *time.Timer   // ends them
+	soon    *time.Timer   // has more of them started
 	failed  time.Time     // when one could not be made
+	ends    sync.Mutex    // held while spares are ended
 }
 
 // A spare is a dwelling whose supervisor waits to be called.
@@ -94,8 +100,8 @@ func (d *dwelling) lives() bool {
 	}
 }
 
-// refill is called when a Create is done. While others are under way they have
-// the processors for themselves.
+// refill is called when a Create is done, and has spares started, but not while
+// other Creates are under way: they have the processors for themselves.
 func (p *Provider) refill() {
 	s := &p.spares
 	if s.most == 0 {
@@ -108,7 +114,28 @@ func (p *Provider) refill() {
 		s.idle.Stop()
 	}
 	s.idle = time.AfterFunc(cmp.Or(s.kept, spareTime), p.Close)
-	if s.filling == nil && s.closing == 0 && time.Since(s.failed) > spareTime {
+	s.soon = nil
+	if len(s.list) > 0 && len(s.list) >= s.most/2 {
+		// There are enough for now, and whoever has just made a sandbox wants
+		// to start something in it.
+		var timer *time.Timer
+		timer = time.AfterFunc(lull, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.soon == timer {
+				p.startFilling()
+			}
+		})
+		s.soon = timer
+		return
+	}
+	p.startFilling()
+}
+
+// startFilling needs the lock.
+func (p *Provider) startFilling() {
+	s := &p.spares
+	if s.filling == nil && !s.closing && time.Since(s.failed) > spareTime {
 		s.filling = make(chan struct{})
 		go p.fill()
 	}
@@ -119,7 +146,7 @@ func (p *Provider) fill() {
 	s := &p.spares
 	for {
 		s.mu.Lock()
-		if s.at > 0 || s.closing > 0 || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
+		if s.at > 0 || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
 			close(s.filling)
 			s.filling = nil
 			s.mu.Unlock()
@@ -161,14 +188,17 @@ func (p *Provider) newSpare(ctx context.Context) (*dwelling, error) {
 // and the provider can still be used.
 func (p *Provider) Close() {
 	s := &p.spares
+	s.ends.Lock() // who comes second waits for the first
+	defer s.ends.Unlock()
 	s.mu.Lock()
 	list, filling := s.list, s.filling
 	s.list = nil
-	s.closing++
+	s.closing = true
+	s.soon = nil
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		s.closing--
+		s.closing = false
 		s.mu.Unlock()
 	}()
 	var all sync.WaitGroup
