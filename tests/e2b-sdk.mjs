@@ -45,7 +45,7 @@ const sbx = await check('create', async () => {
   return s
 })
 await check('create: unknown template', () => assert.rejects(Sandbox.create('no-such-template'), /404/))
-const other = await check('create a second', () => Sandbox.create({ metadata: { run: 'another' } }))
+const other = await check('create a second', () => Sandbox.create({ metadata: { run: 'another' }, timeoutMs: 600_000 }))
 await check('list all', async () => assert.deepEqual(ids(await all(Sandbox.list())), ids([sbx, other])))
 await check('list by metadata', async () => {
   const [found, ...rest] = await all(Sandbox.list({ query: { metadata } }))

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -498,9 +499,16 @@ func (s *Server) forkSandbox(w http.ResponseWriter, r *http.Request, v *vm) {
 		return
 	}
 	out := make([]map[string]any, count)
+	var all sync.WaitGroup
+	turns := make(chan struct{}, 4) // what they wait for is the disk
 	for i := range out {
-		out[i] = s.forked(w, v, i, dir, life)
+		all.Go(func() {
+			turns <- struct{}{}
+			out[i] = s.forked(w, v, i, dir, life)
+			<-turns
+		})
 	}
+	all.Wait()
 	answer(w, http.StatusCreated, out)
 }
 

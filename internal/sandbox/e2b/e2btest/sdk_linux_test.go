@@ -3,6 +3,7 @@ package e2btest_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,6 +34,9 @@ func serve(t testing.TB, opts e2btest.Options) *e2btest.Server {
 // folder it runs in.
 func sdk(t *testing.T) (node, dir string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs E2B's SDK, which takes seconds")
+	}
 	dir, err := filepath.Abs("../../../../tests")
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +44,11 @@ func sdk(t *testing.T) (node, dir string) {
 	node, err = exec.LookPath("node")
 	if err != nil {
 		t.Skip("no node: the SDK cannot run")
+	}
+	version, err := exec.CommandContext(t.Context(), node, "--version").Output()
+	var major int
+	if _, scanErr := fmt.Sscanf(string(version), "v%d.", &major); err != nil || scanErr != nil || major < 20 {
+		t.Skipf("E2B's SDK needs node 20, this is %q (%v)", version, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", "e2b", "package.json")); err != nil {
 		t.Skipf("E2B's SDK is not installed, make test does that: %v", err)
