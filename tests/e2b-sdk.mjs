@@ -7,7 +7,7 @@ import { Sandbox, CommandExitError, FileNotFoundError, FileType, FilesystemEvent
 async function check(what, f) {
   let timer
   try {
-    const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error('it takes too long')), 60_000) })
+    const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error('it takes too long')), 180_000) })
     const result = await Promise.race([f(), late])
     console.log(`ok ${what}`)
     return result
@@ -22,7 +22,7 @@ async function check(what, f) {
 
 // until waits for what comes by itself.
 async function until(what, f) {
-  for (const end = Date.now() + 30_000; Date.now() < end;) {
+  for (const end = Date.now() + 60_000; Date.now() < end;) {
     if (await f()) return
     await new Promise((resolve) => setTimeout(resolve, 10))
   }

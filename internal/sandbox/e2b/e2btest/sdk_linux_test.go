@@ -72,7 +72,7 @@ func runSDK(t *testing.T, s *e2btest.Server, env ...string) {
 	planned(e2btest.Full("POST /v2/sandboxes", 20), 4)
 	s.Fault(e2btest.Fault{On: "POST /sandboxes/*/fork", Fork: map[int]int{1: http.StatusServiceUnavailable}})
 
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, node, "e2b-sdk.mjs")
 	cmd.Dir = dir
