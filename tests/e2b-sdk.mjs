@@ -304,7 +304,7 @@ await check('deleteSnapshot', async () => {
   await assert.rejects(Sandbox.create(snapshot.snapshotId), /404/)
 })
 await check('fork', async () => {
-  const forks = await sbx.fork({ count: 3, timeoutMs: 60_000 })
+  const forks = await sbx.fork({ count: 3, timeoutMs: 300_000 })
   assert.equal(forks.length, 3)
   assert.ok(forks[1] instanceof ServiceBusyError, 'the one that was to fail')
   for (const f of [forks[0], forks[2]]) {
