@@ -7,7 +7,7 @@ import { Sandbox, CommandExitError, FileNotFoundError, FileType, FilesystemEvent
 async function check(what, f) {
   let timer
   try {
-    const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error('it takes too long')), 60_000) })
+    const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error('it takes too long')), 180_000) })
     const result = await Promise.race([f(), late])
     console.log(`ok ${what}`)
     return result
@@ -22,7 +22,7 @@ async function check(what, f) {
 
 // until waits for what comes by itself.
 async function until(what, f) {
-  for (const end = Date.now() + 30_000; Date.now() < end;) {
+  for (const end = Date.now() + 60_000; Date.now() < end;) {
     if (await f()) return
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
@@ -45,7 +45,7 @@ const sbx = await check('create', async () => {
   return s
 })
 await check('create: unknown template', () => assert.rejects(Sandbox.create('no-such-template'), /404/))
-const other = await check('create a second', () => Sandbox.create({ metadata: { run: 'another' } }))
+const other = await check('create a second', () => Sandbox.create({ metadata: { run: 'another' }, timeoutMs: 600_000 }))
 await check('list all', async () => assert.deepEqual(ids(await all(Sandbox.list())), ids([sbx, other])))
 await check('list by metadata', async () => {
   const [found, ...rest] = await all(Sandbox.list({ query: { metadata } }))
@@ -304,7 +304,7 @@ await check('deleteSnapshot', async () => {
   await assert.rejects(Sandbox.create(snapshot.snapshotId), /404/)
 })
 await check('fork', async () => {
-  const forks = await sbx.fork({ count: 3, timeoutMs: 60_000 })
+  const forks = await sbx.fork({ count: 3, timeoutMs: 300_000 })
   assert.equal(forks.length, 3)
   assert.ok(forks[1] instanceof ServiceBusyError, 'the one that was to fail')
   for (const f of [forks[0], forks[2]]) {

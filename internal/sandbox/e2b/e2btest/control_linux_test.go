@@ -235,6 +235,10 @@ func TestNoMoreSandboxesThanThePlanAllows(t *testing.T) {
 		}
 	}
 	decode(t, c.must(http.StatusCreated, http.MethodPost, b.path("/fork"), `{"count":2}`).body, &forks)
+	// They start together: which of them is one too many is not said.
+	if len(forks) == 2 && forks[0].Error != nil {
+		slices.Reverse(forks)
+	}
 	if len(forks) != 2 || forks[0].Sandbox == nil || forks[1].Error == nil || forks[1].Error.Code != 429 {
 		t.Errorf("forks %+v", forks)
 	}

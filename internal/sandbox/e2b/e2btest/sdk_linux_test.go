@@ -3,6 +3,7 @@ package e2btest_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,7 +16,7 @@ import (
 )
 
 // serve starts a server that must have nothing left at the end.
-func serve(t *testing.T, opts e2btest.Options) *e2btest.Server {
+func serve(t testing.TB, opts e2btest.Options) *e2btest.Server {
 	t.Helper()
 	if err := e2btest.Supported(); err != nil {
 		t.Skipf("no sandbox can be made here: %v", err)
@@ -33,6 +34,9 @@ func serve(t *testing.T, opts e2btest.Options) *e2btest.Server {
 // folder it runs in.
 func sdk(t *testing.T) (node, dir string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs E2B's SDK, which takes seconds")
+	}
 	dir, err := filepath.Abs("../../../../tests")
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +44,11 @@ func sdk(t *testing.T) (node, dir string) {
 	node, err = exec.LookPath("node")
 	if err != nil {
 		t.Skip("no node: the SDK cannot run")
+	}
+	version, err := exec.CommandContext(t.Context(), node, "--version").Output()
+	var major int
+	if _, scanErr := fmt.Sscanf(string(version), "v%d.", &major); err != nil || scanErr != nil || major < 20 {
+		t.Skipf("E2B's SDK needs node 20, this is %q (%v)", version, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "node_modules", "e2b", "package.json")); err != nil {
 		t.Skipf("E2B's SDK is not installed, make test does that: %v", err)
@@ -63,7 +72,7 @@ func runSDK(t *testing.T, s *e2btest.Server, env ...string) {
 	planned(e2btest.Full("POST /v2/sandboxes", 20), 4)
 	s.Fault(e2btest.Fault{On: "POST /sandboxes/*/fork", Fork: map[int]int{1: http.StatusServiceUnavailable}})
 
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, node, "e2b-sdk.mjs")
 	cmd.Dir = dir

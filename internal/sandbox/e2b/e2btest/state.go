@@ -114,7 +114,7 @@ func (s *Server) create(sp spec, base string, life time.Duration) (*vm, error) {
 	return v, nil
 }
 
-// reserve takes the place of a sandbox that is being made.
+// reserve takes the place of a sandbox that is being made or resumed.
 func (s *Server) reserve() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,18 +274,22 @@ func (v *vm) resume(life time.Duration) (resumed bool, err error) {
 	if v.state == "" {
 		return false, errGone
 	}
-	v.srv.mu.Lock()
-	defer v.srv.mu.Unlock()
 	if v.state == Running {
+		v.srv.mu.Lock()
+		defer v.srv.mu.Unlock()
 		if time.Until(v.end) < life {
 			v.setEnd(life)
 		}
 		return false, nil
 	}
-	if most := v.srv.opts.MaxConcurrent; most > 0 && v.srv.running() >= most {
-		return false, errTooMany
+	if err := v.srv.reserve(); err != nil {
+		return false, err
 	}
-	if err := v.signalAll("CONT"); err != nil {
+	err = v.signalAll("CONT")
+	v.srv.mu.Lock()
+	defer v.srv.mu.Unlock()
+	v.srv.making--
+	if err != nil {
 		return false, err
 	}
 	v.state, v.started = Running, time.Now()
