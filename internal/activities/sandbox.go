@@ -45,7 +45,9 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 			return sandbox.Ref{}, err
 		}
 	}
-	ref, err := provider.Create(ctx, spec)
+	creating, span := startSpan(ctx, "create sandbox", forkAttributes(in.Spec)...)
+	ref, err := provider.Create(creating, spec)
+	endSpan(span, err)
 	if err != nil || in.Base.Bundle == "" {
 		return ref, err
 	}

@@ -76,6 +76,10 @@ type Env struct {
 	// up, down, worker, demo.
 	Commands []func(*Env) *cobra.Command
 
+	// Trace begins the span of a command, when traces are wanted, and returns
+	// what ends it. Optional.
+	Trace func(ctx context.Context, command string) (context.Context, func(error))
+
 	timing timing
 }
 
@@ -186,7 +190,12 @@ func Main(ctx context.Context, env *Env) int {
 	e := env.complete()
 	root := newRoot(e)
 	root.SetArgs(e.Args)
+	end := func(error) {}
+	if cmd, _, err := root.Find(e.Args); err == nil && e.Trace != nil && (cmd.GroupID == groupRuns || cmd.GroupID == groupWork) {
+		ctx, end = e.Trace(ctx, cmd.Name())
+	}
 	err := root.ExecuteContext(ctx)
+	end(err)
 	return exit(ctx, e, err)
 }
 

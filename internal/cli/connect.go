@@ -23,6 +23,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
 // dialTime bounds how long a command waits for a cluster's first answer.
@@ -50,12 +51,21 @@ func (p *plugged) runs(ctx context.Context, g Globals) (Runs, error) {
 // dial connects to Temporal: to the engine at address or, when that is empty,
 // to where the environment and Temporal's own configuration file point.
 func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string) (client.Client, error) {
+	return p.dialTraced(ctx, cfg, address, log, identity, p.traces)
+}
+
+// dialTraced is dial with the traces of a worker.
+func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string, t *tracing.Tracing) (client.Client, error) {
 	o := client.Options{HostPort: address}
 	if address == "" {
 		var err error
 		if o, err = p.clusterOptions(cfg); err != nil {
 			return nil, err
 		}
+	}
+	var err error
+	if o.Interceptors, err = t.Interceptors(); err != nil {
+		return nil, err
 	}
 	o.Namespace, o.Logger, o.Identity = cfg.Namespace, sdklog.NewStructuredLogger(log), identity
 	ctx, cancel := context.WithTimeout(ctx, dialTime)

@@ -110,7 +110,9 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	defer func() { err = errors.Join(err, srv.Stop()) }()
 
 	identity := "engine-" + uuid.NewString()
-	c, err := p.dial(ctx, cfg, srv.Address(), log, identity)
+	traces := p.startTraces(ctx, log, "engine")
+	defer traces.Stop(traceFlush)
+	c, err := p.dialTraced(ctx, cfg, srv.Address(), log, identity, traces)
 	if err != nil {
 		return err
 	}
@@ -127,7 +129,7 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 	if err != nil {
 		return err
 	}
-	h, err := p.startHost(ctx, cfg, c, identity, vault, log)
+	h, err := p.startHost(ctx, cfg, c, identity, vault, traces, log)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
 // newWorker makes the "worker" command.
@@ -64,7 +65,9 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	}
 	defer lock.Release()
 	log := slog.New(slog.NewTextHandler(p.env.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
-	c, err := p.dial(ctx, cfg, "", log, "")
+	traces := p.startTraces(ctx, log, "worker")
+	defer traces.Stop(traceFlush)
+	c, err := p.dialTraced(ctx, cfg, "", log, "", traces)
 	if err != nil {
 		return err
 	}
@@ -73,7 +76,7 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	if err != nil {
 		return err
 	}
-	h, err := p.startHost(ctx, cfg, c, "", vault, log)
+	h, err := p.startHost(ctx, cfg, c, "", vault, traces, log)
 	if err != nil {
 		return err
 	}
@@ -88,7 +91,7 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 }
 
 // startHost starts the worker's part of an engine, or of "worker".
-func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, log *slog.Logger) (*host.Host, error) {
+func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, t *tracing.Tracing, log *slog.Logger) (*host.Host, error) {
 	prices, err := loadPrices(cfg)
 	if err != nil {
 		return nil, err
@@ -110,6 +113,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
 		LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay, GatewayURL: cfg.GatewayURL, Deployment: cfg.Deployment, MetricsPort: port, Logger: log,
+		Tracer: t.Tracer(),
 	})
 }
 

@@ -78,6 +78,7 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, through *Door) 
 			return
 		}
 	}
+	defer f.traced()()
 	f.run()
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/client"
@@ -60,6 +61,7 @@ type Options struct {
 	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
 	MetricsPort    int      // 0: any free one; NoMetrics: none
 	Logger         *slog.Logger
+	Tracer         trace.Tracer // of the gateway's calls; nil: they are not traced. Temporal's are with its client
 }
 
 // NoMetrics as a MetricsPort leaves /metrics out.
@@ -100,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
-		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger,
+		Credentials: o.ModelCredentials, Prices: o.Prices, Logger: o.Logger, Tracer: o.Tracer,
 	}); err != nil {
 		return nil, err
 	}
