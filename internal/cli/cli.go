@@ -133,8 +133,9 @@ type Runs interface {
 	// with the same id follows the first.
 	Prepare(ctx context.Context, id string, plan fork.Plan) (orchestrator.Base, error)
 
-	// List returns the newest runs, at most limit, newest first.
-	List(ctx context.Context, limit int) ([]orchestrator.RunInfo, error)
+	// List returns the newest runs that fit the query, at most limit, newest
+	// first. An empty query fits all.
+	List(ctx context.Context, limit int, query string) ([]orchestrator.RunInfo, error)
 
 	// StartCleanup removes what no run uses, every interval, when it is
 	// older than maxAge. A second call changes the two.

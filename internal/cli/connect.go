@@ -23,6 +23,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/payload"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
@@ -45,7 +46,13 @@ func (p *plugged) runs(ctx context.Context, g Globals) (Runs, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &orchestrator.Client{Temporal: c, Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Attributes: cfg.Embedded()}, nil
+	keys, err := p.keys()
+	if err != nil {
+		return nil, err
+	}
+	return &orchestrator.Client{
+		Temporal: c, Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Attributes: cfg.Embedded(), Converter: keys.Converter(), Sealed: keys != nil,
+	}, nil
 }
 
 // dial connects to Temporal: to the engine at address or, when that is empty,
@@ -67,6 +74,11 @@ func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address st
 	if o.Interceptors, err = t.Interceptors(); err != nil {
 		return nil, err
 	}
+	keys, err := p.keys()
+	if err != nil {
+		return nil, err
+	}
+	o.DataConverter, o.FailureConverter = keys.Converter(), keys.FailureConverter()
 	o.Namespace, o.Logger, o.Identity = cfg.Namespace, sdklog.NewStructuredLogger(log), identity
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
@@ -112,8 +124,14 @@ func (p *plugged) clusterOptions(cfg *config.Config) (client.Options, error) {
 		}
 		o.ConnectionOptions.TLS.Certificates = []tls.Certificate{pair}
 	}
-	return o, nil
+	if err := p.trust(&o); err != nil {
+		return o, err
+	}
+	return o, current(o.ConnectionOptions.TLS)
 }
+
+// keys are what payloads are sealed with; nil: they are not.
+func (p *plugged) keys() (*payload.Keys, error) { return payload.Parse(p.env.Getenv(payload.Variable)) }
 
 // lookup lets envconfig see the environment that the command was given.
 type lookup struct{ getenv func(string) string }

@@ -66,7 +66,7 @@ func Plug(env *Env, parts Parts) {
 	env.Doctor = p.doctor
 	env.Trace = p.trace
 	env.Commands = append(env.Commands,
-		p.newUp, p.newDown, p.newWorker, p.newDemo)
+		p.newUp, p.newDown, p.newWorker, p.newDemo, p.newCodec)
 }
 
 // plugged carries the parts to the commands that need them.

@@ -215,7 +215,7 @@ func (p *plugged) openRuns(ctx context.Context, cfg *config.Config) int {
 	}
 	runs := &orchestrator.Client{Temporal: c, Namespace: cfg.Namespace, Attributes: true}
 	defer runs.Close()
-	list, _ := runs.List(ctx, 100)
+	list, _ := runs.List(ctx, 100, "")
 	n := 0
 	for _, r := range list {
 		if r.Closed == nil {
