@@ -31,7 +31,7 @@ func newList(env *Env, run func(context.Context, *Env, listOptions) error) *cobr
 		GroupID: groupRuns,
 		Short:   "List the newest runs",
 		Long:    "List shows the newest runs, whether they go on or have ended, newest first." + exits(common...),
-		Example: "  sandbox-temporal list --limit 5\n  sandbox-temporal list --query \"SandboxStatus = 'failed' AND SandboxCostUSD > 1\"",
+		Example: "  sandbox-temporal list --limit 5\n  sandbox-temporal list --query \"SandboxStatus = 'failed'\"",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.Limit < 1 || opts.Limit > maxList {
