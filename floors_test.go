@@ -31,6 +31,11 @@ var floors = map[string][]string{
 	"internal/sandbox": {"internal/fault"},
 	"internal/agent":   {"internal/fault", "internal/fork"},
 
+	// Where traces go, when the environment names a place.
+	"internal/tracing": {"internal/fault"},
+	// What Temporal keeps of our payloads: a cipher, when there is a key.
+	"internal/payload": {"internal/fault"},
+
 	// 2: adapters, blind to each other
 	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
 	// What a local sandbox is made of, each blind to the others: its cgroup
@@ -72,7 +77,7 @@ var floors = map[string][]string{
 
 	// 4: deeds
 	"internal/activities": {"internal/fault", "internal/fork", "internal/sandbox", "internal/agent",
-		"internal/gateway", "internal/repo", "internal/artifact", "internal/logs", "internal/metrics", "internal/orchestrator"},
+		"internal/gateway", "internal/repo", "internal/artifact", "internal/logs", "internal/metrics", "internal/orchestrator", "internal/tracing"},
 
 	// 5: machinery
 	"internal/config": {"internal/fault", "internal/fork"},
@@ -89,7 +94,8 @@ var floors = map[string][]string{
 	// 6: the face: knows the seams, not what is plugged in
 	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
-		"internal/host", "internal/logs", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo"},
+		"internal/host", "internal/logs", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo",
+		"internal/tracing", "internal/payload"},
 
 	// 7: main plugs everything in
 	"cmd/*": {"*"},

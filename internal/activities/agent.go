@@ -33,7 +33,9 @@ const (
 // The agent is detached: it outlives the worker, and a worker that stops lets
 // it be. When the sandbox is paused it lets the agent be too, and says so.
 func (a *Activities) RunAgent(ctx context.Context, in orchestrator.RunAgentInput) (orchestrator.RunAgentOutput, error) {
+	ctx, end := a.traceAgent(ctx, in)
 	out, err := a.followAgent(ctx, in)
+	end(out, err)
 	if err != nil && !errors.Is(err, orchestrator.ErrWorkerStopping) && a.isPaused(ctx, in) {
 		return orchestrator.RunAgentOutput{Paused: true}, nil
 	}
@@ -148,6 +150,8 @@ type follower struct {
 	sandbox sandbox.Sandbox
 	hold    hold
 
+	turns  turns
+	before bool // it ran before we followed it
 	lines  agent.Lines
 	offset int64 // bytes read of the agent's output
 	stored int64 // bytes that the transcript held before us
@@ -176,7 +180,7 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 	switch {
 	case err == nil:
 		_ = r.Close()
-		f.stored = size
+		f.stored, f.before = size, size > 0
 	case fault.KindOf(err) != fault.NotFound:
 		return "", err
 	}
@@ -273,6 +277,7 @@ func (f *follower) drain(ctx context.Context, p sandbox.Process) error {
 	}
 	f.mu.Lock()
 	f.read = f.offset
+	f.turns.note(ctx, f.sum.Turns, time.Now(), f.before)
 	f.mu.Unlock()
 	f.look(ctx)
 	return nil

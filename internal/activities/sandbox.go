@@ -60,7 +60,10 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 			return err
 		}
 	}
-	return a.create(ctx, provider, spec, fill)
+	creating, span := startSpan(ctx, "create sandbox", forkAttributes(in.Spec)...)
+	ref, err := a.create(creating, provider, spec, fill)
+	endSpan(span, err)
+	return ref, err
 }
 
 // door opens the way of a host-bound sandbox to the gateway.

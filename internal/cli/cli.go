@@ -76,6 +76,10 @@ type Env struct {
 	// up, down, worker, demo.
 	Commands []func(*Env) *cobra.Command
 
+	// Trace begins the span of a command, when traces are wanted, and returns
+	// what ends it. Optional.
+	Trace func(ctx context.Context, command string) (context.Context, func(error))
+
 	timing timing
 }
 
@@ -129,8 +133,9 @@ type Runs interface {
 	// with the same id follows the first.
 	Prepare(ctx context.Context, id string, plan fork.Plan) (orchestrator.Base, error)
 
-	// List returns the newest runs, at most limit, newest first.
-	List(ctx context.Context, limit int) ([]orchestrator.RunInfo, error)
+	// List returns the newest runs that fit the query, at most limit, newest
+	// first. An empty query fits all.
+	List(ctx context.Context, limit int, query string) ([]orchestrator.RunInfo, error)
 
 	// StartCleanup removes what no run uses, every interval, when it is
 	// older than maxAge. A second call changes the two.
@@ -190,7 +195,12 @@ func Main(ctx context.Context, env *Env) int {
 	e := env.complete()
 	root := newRoot(e)
 	root.SetArgs(e.Args)
+	end := func(error) {}
+	if cmd, _, err := root.Find(e.Args); err == nil && e.Trace != nil && (cmd.GroupID == groupRuns || cmd.GroupID == groupWork) {
+		ctx, end = e.Trace(ctx, cmd.Name())
+	}
 	err := root.ExecuteContext(ctx)
+	end(err)
 	return exit(ctx, e, err)
 }
 

@@ -23,6 +23,8 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/payload"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
 // dialTime bounds how long a command waits for a cluster's first answer.
@@ -44,13 +46,24 @@ func (p *plugged) runs(ctx context.Context, g Globals) (Runs, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &orchestrator.Client{Temporal: c, Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Attributes: cfg.Embedded()}, nil
+	keys, err := p.keys()
+	if err != nil {
+		return nil, err
+	}
+	return &orchestrator.Client{
+		Temporal: c, Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Attributes: cfg.Embedded(), Converter: keys.Converter(), Sealed: keys != nil,
+	}, nil
 }
 
 // dial connects to Temporal: to the engine at address or, when that is empty,
 // to where the environment and Temporal's own configuration file point. more
 // change what it is connected with.
 func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string, more ...func(*client.Options)) (client.Client, error) {
+	return p.dialTraced(ctx, cfg, address, log, identity, p.traces, more...)
+}
+
+// dialTraced is dial with the traces of a worker.
+func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address string, log *slog.Logger, identity string, t *tracing.Tracing, more ...func(*client.Options)) (client.Client, error) {
 	o := client.Options{HostPort: address}
 	if address == "" {
 		var err error
@@ -58,6 +71,15 @@ func (p *plugged) dial(ctx context.Context, cfg *config.Config, address string, 
 			return nil, err
 		}
 	}
+	var err error
+	if o.Interceptors, err = t.Interceptors(); err != nil {
+		return nil, err
+	}
+	keys, err := p.keys()
+	if err != nil {
+		return nil, err
+	}
+	o.DataConverter, o.FailureConverter = keys.Converter(), keys.FailureConverter()
 	o.Namespace, o.Logger, o.Identity = cfg.Namespace, sdklog.NewStructuredLogger(log), identity
 	for _, set := range more {
 		set(&o)
@@ -106,8 +128,14 @@ func (p *plugged) clusterOptions(cfg *config.Config) (client.Options, error) {
 		}
 		o.ConnectionOptions.TLS.Certificates = []tls.Certificate{pair}
 	}
-	return o, nil
+	if err := p.trust(&o); err != nil {
+		return o, err
+	}
+	return o, current(o.ConnectionOptions.TLS)
 }
+
+// keys are what payloads are sealed with; nil: they are not.
+func (p *plugged) keys() (*payload.Keys, error) { return payload.Parse(p.env.Getenv(payload.Variable)) }
 
 // lookup lets envconfig see the environment that the command was given.
 type lookup struct{ getenv func(string) string }

@@ -157,7 +157,7 @@ func endRuns(ctx context.Context, env *Env) error {
 		return err
 	}
 	defer runs.Close()
-	list, err := runs.List(ctx, 1)
+	list, err := runs.List(ctx, 1, "")
 	for _, r := range list {
 		if r.Closed == nil {
 			fmt.Fprintln(env.Stderr, "The demo ends here: its agents are stopped.")

@@ -203,7 +203,7 @@ func (m *memory) CancelFork(_ context.Context, run string, num int) error {
 	return err
 }
 
-func (m *memory) List(_ context.Context, limit int) ([]orchestrator.RunInfo, error) {
+func (m *memory) List(_ context.Context, limit int, _ string) ([]orchestrator.RunInfo, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.infos[:min(limit, len(m.infos))], m.failure

@@ -13,6 +13,7 @@ import (
 
 type listOptions struct {
 	Limit  int
+	Query  string
 	Output string
 }
 
@@ -30,7 +31,7 @@ func newList(env *Env, run func(context.Context, *Env, listOptions) error) *cobr
 		GroupID: groupRuns,
 		Short:   "List the newest runs",
 		Long:    "List shows the newest runs, whether they go on or have ended, newest first." + exits(common...),
-		Example: "  sandbox-temporal list --limit 5",
+		Example: "  sandbox-temporal list --limit 5\n  sandbox-temporal list --query \"SandboxStatus = 'failed'\"",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.Limit < 1 || opts.Limit > maxList {
@@ -40,6 +41,7 @@ func newList(env *Env, run func(context.Context, *Env, listOptions) error) *cobr
 		},
 	}
 	cmd.Flags().Var(newNumber(&opts.Limit, 20), "limit", "how many runs to show")
+	cmd.Flags().StringVar(&opts.Query, "query", "", "only runs that fit this `QUERY` over SandboxStatus, SandboxRepo, SandboxModel,\nSandboxCostUSD and Temporal's own attributes")
 	outputFlag(cmd, &opts.Output)
 	return cmd
 }
@@ -50,7 +52,7 @@ func runList(ctx context.Context, env *Env, opts listOptions) error {
 		return err
 	}
 	defer runs.Close()
-	list, err := runs.List(ctx, opts.Limit)
+	list, err := runs.List(ctx, opts.Limit, opts.Query)
 	if err != nil {
 		return err
 	}

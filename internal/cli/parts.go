@@ -10,6 +10,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 )
@@ -63,14 +64,16 @@ func Plug(env *Env, parts Parts) {
 	env.Books = p.books
 	env.Providers = func(g Globals) (sandbox.Set, error) { return p.providers(g.Config, slog.New(slog.DiscardHandler)), nil }
 	env.Doctor = p.doctor
+	env.Trace = p.trace
 	env.Commands = append(env.Commands,
-		p.newUp, p.newDown, p.newWorker, p.newNamespace, p.newDemo)
+		p.newUp, p.newDown, p.newWorker, p.newNamespace, p.newDemo, p.newCodec)
 }
 
 // plugged carries the parts to the commands that need them.
 type plugged struct {
-	env   *Env
-	parts Parts
+	env    *Env
+	parts  Parts
+	traces *tracing.Tracing // of this command; nil: none
 }
 
 // home makes sure that the state folder is there and ours.

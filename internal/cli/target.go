@@ -111,7 +111,7 @@ func completeRuns(env *Env, statuses ...fork.Status) cobra.CompletionFunc {
 			return nil, none
 		}
 		defer runs.Close()
-		list, err := runs.List(ctx, 50)
+		list, err := runs.List(ctx, 50, "")
 		if err != nil {
 			return nil, none
 		}

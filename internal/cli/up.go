@@ -121,7 +121,9 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 
 	identity := "engine-" + uuid.NewString()
 	reg := prometheus.NewRegistry()
-	c, err := p.dial(ctx, cfg, srv.Address(), log, identity, counted(reg))
+	traces := p.startTraces(ctx, log, "engine")
+	defer traces.Stop(traceFlush)
+	c, err := p.dialTraced(ctx, cfg, srv.Address(), log, identity, traces, counted(reg))
 	if err != nil {
 		return err
 	}
@@ -134,7 +136,7 @@ func (p *plugged) serveEngine(ctx context.Context, cfg *config.Config, log *slog
 			log.Info("Took over the activities of the engine before this one", logs.Activities, n)
 		}
 	}
-	h, err := p.startHost(ctx, cfg, c, identity, vault, reg, log)
+	h, err := p.startHost(ctx, cfg, c, identity, vault, reg, traces, log)
 	if err != nil {
 		return err
 	}
@@ -223,7 +225,7 @@ func (p *plugged) openRuns(ctx context.Context, cfg *config.Config) int {
 	}
 	runs := &orchestrator.Client{Temporal: c, Namespace: cfg.Namespace, Attributes: true}
 	defer runs.Close()
-	list, _ := runs.List(ctx, 100)
+	list, _ := runs.List(ctx, 100, "")
 	n := 0
 	for _, r := range list {
 		if r.Closed == nil {

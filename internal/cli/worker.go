@@ -20,6 +20,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
 // newWorker makes the "worker" command.
@@ -81,12 +82,14 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	}
 	secrets.hold(vault)
 	reg := prometheus.NewRegistry()
-	c, err := p.dial(ctx, cfg, "", log, "", counted(reg))
+	traces := p.startTraces(ctx, log, "worker")
+	defer traces.Stop(traceFlush)
+	c, err := p.dialTraced(ctx, cfg, "", log, "", traces, counted(reg))
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	h, err := p.startHost(ctx, cfg, c, "", vault, reg, log)
+	h, err := p.startHost(ctx, cfg, c, "", vault, reg, traces, log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +115,7 @@ func counted(reg *prometheus.Registry) func(*client.Options) {
 }
 
 // startHost starts the worker's part of an engine, or of "worker".
-func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, reg *prometheus.Registry, log *slog.Logger) (*host.Host, error) {
+func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, reg *prometheus.Registry, t *tracing.Tracing, log *slog.Logger) (*host.Host, error) {
 	prices, err := loadPrices(cfg)
 	if err != nil {
 		return nil, err
@@ -135,7 +138,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
 		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay,
 		GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey,
-		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Logger: log,
+		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Tracer: t.Tracer(), Logger: log,
 	})
 }
 

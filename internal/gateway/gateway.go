@@ -31,6 +31,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/governor"
@@ -84,6 +86,9 @@ type Options struct {
 	// Transport makes the upstream calls. Nil: HTTP/1.1 with bounded idle
 	// connections through the proxy that the environment names.
 	Transport http.RoundTripper
+
+	// Tracer records a span for each call. Nil: none is recorded.
+	Tracer trace.Tracer
 }
 
 // A Gateway is an [http.Handler] that meters. All its methods may be called
@@ -108,6 +113,7 @@ type Gateway struct {
 
 	granting sync.Mutex // held through a whole Grant or Revoke
 
+	spans   spans
 	prompts *prompts
 	lookups chan struct{} // bounds how many tokens are looked up at once
 
@@ -200,6 +206,7 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		tokens:        make(map[ledger.Hash]*grant),
 		tenants:       make(map[tenantKey]*tenant),
 	}
+	g.spans.tracer = o.Tracer
 	g.closing, g.stop = context.WithCancel(context.Background())
 	if o.Ledger.Logger == nil {
 		o.Ledger.Logger = o.Logger

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 )
@@ -22,6 +24,7 @@ type call struct {
 	marks   *marks
 	held    bool // for a while, for want of money
 	started time.Time
+	span    trace.Span // nil: the call is not traced
 }
 
 // errHeldLong ends the wait of a call that is held for want of money.
@@ -101,6 +104,7 @@ func (c *call) settle(s ledger.Settlement) {
 		return
 	}
 	c.observe(s)
+	c.record(s)
 	if s.Cost > c.Reserved {
 		g.log.Warn("a call cost more than was reserved for it", "run", c.tenant.run, "fork", c.tenant.num, "cost", s.Cost.String(), "reserved", c.Reserved.String(),
 			"prompt", s.Tokens.Prompt(), "estimate", c.ask.prompt)

@@ -90,6 +90,7 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, fits func(token
 			g.observer.admitted(time.Since(whole))
 		}
 	}
+	defer f.traced()()
 	f.run()
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/worker"
@@ -57,6 +58,7 @@ type Options struct {
 	Version        string   // of the program, for the metrics
 	AllowUnpriced  bool     // models without a price may be called, at the price of the dearest
 	Logger         *slog.Logger
+	Tracer         trace.Tracer // of the gateway's calls; nil: they are not traced. Temporal's are with its client
 
 	// MetricsHost and MetricsPort are where metrics and health are served.
 	MetricsHost string // an IP address or a name of this host; empty: DefaultMetricsHost
@@ -112,7 +114,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	m := h.count(reg)
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
-		Credentials: o.ModelCredentials, Prices: o.Prices, AllowUnpriced: o.AllowUnpriced, Observer: observer(m), Logger: o.Logger,
+		Credentials: o.ModelCredentials, Prices: o.Prices, AllowUnpriced: o.AllowUnpriced, Observer: observer(m), Logger: o.Logger, Tracer: o.Tracer,
 	}); err != nil {
 		return nil, err
 	}

@@ -27,6 +27,12 @@ type Client struct {
 	Namespace  string
 	Queue      string // where runs wait; empty: DefaultTaskQueue
 	Attributes bool   // the namespace knows SearchAttributes
+
+	// Converter reads payloads; nil: the SDK's own. Sealed says that it keeps
+	// them from whoever reads the database, so the repository is no search
+	// attribute: those are stored as they are.
+	Converter converter.DataConverter
+	Sealed    bool
 }
 
 // RunInfo is one line of a list of runs.
@@ -49,6 +55,13 @@ const (
 // Close lets go of the connection.
 func (c *Client) Close() { c.Temporal.Close() }
 
+func (c *Client) converter() converter.DataConverter {
+	if c.Converter == nil {
+		return converter.GetDefaultDataConverter()
+	}
+	return c.Converter
+}
+
 func (c *Client) queue() string {
 	if c.Queue == "" {
 		return DefaultTaskQueue
@@ -64,10 +77,15 @@ func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
 		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
 		WorkflowExecutionErrorWhenAlreadyStarted: true,
 		StaticSummary:                            fmt.Sprintf("%d forks of %s", plan.Forks, keyword(plan.Repo)),
+		StaticDetails:                            planDetails(run, plan),
 		Memo:                                     map[string]any{"name": plan.Name, "repo": keyword(plan.Repo), "model": plan.Model, "forks": plan.Forks},
 	}
 	if c.Attributes {
-		o.TypedSearchAttributes = runAttributes(run, plan)
+		visible := plan
+		if c.Sealed {
+			visible.Repo = ""
+		}
+		o.TypedSearchAttributes = runAttributes(run, visible)
 	}
 	if _, err := c.Temporal.ExecuteWorkflow(ctx, o, OrchestrationName, plan); err != nil {
 		return fault.Wrap("start run "+run, clientFault(err))
@@ -107,7 +125,7 @@ func (c *Client) Plan(ctx context.Context, run string) (fork.Plan, error) {
 		return plan, c.about(run, err)
 	}
 	input := first.GetWorkflowExecutionStartedEventAttributes().GetInput()
-	err = converter.GetDefaultDataConverter().FromPayloads(input, &plan)
+	err = c.converter().FromPayloads(input, &plan)
 	return plan, fault.Wrap("read the plan of run "+run, err)
 }
 
@@ -195,7 +213,7 @@ func (c *Client) Live(ctx context.Context, run string, nums []int) (map[int]fork
 			idle = idle || a.State == enumspb.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
 			l := fork.Live{Phase: a.ActivityType.GetName()}
 			if h := a.HeartbeatDetails; h != nil {
-				_ = converter.GetDefaultDataConverter().FromPayloads(h, &l) // a heartbeat of another version shows less
+				_ = c.converter().FromPayloads(h, &l) // a heartbeat of another version shows less
 			}
 			live[n] = l
 		}
@@ -365,17 +383,25 @@ func (c *Client) CancelFork(ctx context.Context, run string, num int) error {
 	return fault.Wrap("cancel", clientFault(c.Temporal.GetWorkflow(ctx, id, "").Get(ctx, nil)))
 }
 
-// List returns the newest runs, at most limit, newest first.
-func (c *Client) List(ctx context.Context, limit int) ([]RunInfo, error) {
+// List returns the newest runs, at most limit, newest first. A query, in the
+// language of Temporal's lists, leaves out those that it does not fit.
+func (c *Client) List(ctx context.Context, limit int, query string) ([]RunInfo, error) {
 	runs := []RunInfo{}
+	only := fmt.Sprintf("WorkflowType = '%s'", OrchestrationName)
+	if query != "" {
+		only += " AND (" + query + ")"
+	}
 	var token []byte
 	for len(runs) < limit {
 		res, err := c.Temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
 			Namespace: c.Namespace, PageSize: int32(min(limit, 1000)), NextPageToken: token,
-			Query: fmt.Sprintf("WorkflowType = '%s'", OrchestrationName),
+			Query: only,
 		})
+		if err = clientFault(err); query != "" && fault.KindOf(err) == fault.Invalid {
+			return nil, fault.New("", fault.Invalid, "--query: %w", err).Hinted("Write it as SandboxStatus = 'failed' AND SandboxCostUSD > 1.")
+		}
 		if err != nil {
-			return nil, fault.Wrap("list runs", clientFault(err))
+			return nil, fault.Wrap("list runs", err)
 		}
 		for _, x := range res.Executions {
 			if len(runs) < limit {
@@ -391,7 +417,7 @@ func (c *Client) List(ctx context.Context, limit int) ([]RunInfo, error) {
 
 func (c *Client) info(ctx context.Context, x *workflowpb.WorkflowExecutionInfo) RunInfo {
 	i := RunInfo{Run: x.Execution.WorkflowId, Started: x.StartTime.AsTime(), Status: fork.Running}
-	dc := converter.GetDefaultDataConverter()
+	dc := c.converter()
 	for key, into := range map[string]any{"name": &i.Name, "repo": &i.Repo, "model": &i.Model, "forks": &i.Forks} {
 		if p := x.Memo.GetFields()[key]; p != nil {
 			_ = dc.FromPayload(p, into) // a memo of another version shows less
@@ -421,7 +447,7 @@ func (c *Client) info(ctx context.Context, x *workflowpb.WorkflowExecutionInfo) 
 // beginning of one, or @last.
 func (c *Client) Find(ctx context.Context, word string) (string, error) {
 	if word == "@last" {
-		runs, err := c.List(ctx, 1)
+		runs, err := c.List(ctx, 1, "")
 		if err == nil && len(runs) == 0 {
 			err = fault.New("", fault.NotFound, "there is no run yet").Hinted("Start one with: sandbox-temporal fork")
 		}

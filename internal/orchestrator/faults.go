@@ -11,6 +11,8 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/interceptor"
 	"go.temporal.io/sdk/temporal"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
@@ -123,7 +125,7 @@ func clientFault(err error) error {
 		return &fault.Error{Kind: fault.NotFound, Err: err, Hint: "Check TEMPORAL_NAMESPACE."}
 	case errors.As(err, &notFound):
 		return &fault.Error{Kind: fault.NotFound, Err: err}
-	case errors.As(err, &denied):
+	case errors.As(err, &denied), status.Code(err) == codes.Unauthenticated:
 		return &fault.Error{Kind: fault.Denied, Err: err, Hint: "Check TEMPORAL_API_KEY or the client certificate, and TEMPORAL_NAMESPACE."}
 	case errors.As(err, &unavailable), errors.As(err, &late), errors.Is(err, context.DeadlineExceeded):
 		return &fault.Error{Kind: fault.Unreachable, Err: err, Hint: "Check TEMPORAL_ADDRESS, or unset it to use the embedded engine."}

@@ -54,6 +54,7 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 	f.cleanUp(last)
 	f.result.Duration = workflow.Now(ctx).Sub(f.started).Seconds()
 	_, _ = attempt(last, recording, RecordMetrics, RecordMetricsInput{Run: in.Spec.Run, Result: brief(f.result), Cancelled: f.sinceCancel(ctx)})
+	f.describe(last, "it has ended")
 	upsertEnd(last, f.result.Status, f.result.Cost)
 	// Whoever asked for a pause hears the end of it before the fork closes.
 	_ = workflow.Await(last, func() bool { return workflow.AllHandlersFinished(last) })
@@ -85,6 +86,7 @@ func (f *forked) carryOut(ctx workflow.Context) {
 	spec := f.in.Spec
 	f.deadline = f.started.Add(spec.Timeout)
 
+	f.describe(ctx, "its sandbox is made")
 	ref, err := attempt(ctx, creating, CreateSandbox, CreateSandboxInput{Spec: spec, Base: f.in.Base, Deadline: f.deadline.Add(Grace)})
 	if err != nil {
 		f.fail(err)
@@ -114,6 +116,7 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 		slack = heldSlack
 	}
 	for n := 1; ; n++ {
+		f.describe(ctx, fmt.Sprintf("its agent works, attempt %d", n))
 		out, again, ok, err := f.follow(ctx, func(ctx workflow.Context) (RunAgentOutput, error) {
 			left := f.deadline.Sub(workflow.Now(ctx))
 			return attempt(ctx, following(left+slack), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: f.deadline, Slack: slack})
@@ -151,6 +154,7 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 // collect brings the work out as a branch, also that of an agent which did
 // not end well: a half-done fix can be worth having.
 func (f *forked) collect(ctx workflow.Context) {
+	f.describe(ctx, "its work is collected")
 	out, err := attempt(ctx, collecting, CollectResult, CollectResultInput{Spec: f.in.Spec, Ref: f.ref})
 	switch {
 	case err == nil:

@@ -108,7 +108,9 @@ func (f *forked) stop(ctx workflow.Context) bool {
 // standStill waits until the fork is resumed, and gives it back the time. It
 // reports false when the fork does not go on.
 func (f *forked) standStill(ctx workflow.Context) bool {
-	resumed, err := workflow.AwaitWithTimeout(ctx, maxHold, func() bool { return !f.hold.asked })
+	resumed, err := workflow.AwaitWithOptions(ctx, workflow.AwaitOptions{
+		Timeout: maxHold, TimerOptions: workflow.TimerOptions{Summary: "paused for at most this long"},
+	}, func() bool { return !f.hold.asked })
 	if err != nil {
 		return false // cancelled
 	}

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -71,12 +72,12 @@ func attempt[In, Out any](ctx workflow.Context, p policy, a Activity[In, Out], i
 	if p.local {
 		onDeath.MaximumAttempts = 3
 		ctx = workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{
-			StartToCloseTimeout: p.limit, ScheduleToCloseTimeout: p.total, RetryPolicy: onDeath,
+			StartToCloseTimeout: p.limit, ScheduleToCloseTimeout: p.total, RetryPolicy: onDeath, Summary: summary(in),
 		})
 	} else {
 		ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
 			TaskQueue: workflow.GetActivityOptions(ctx).TaskQueue, StartToCloseTimeout: p.limit, ScheduleToCloseTimeout: p.total,
-			HeartbeatTimeout: heartbeatTimeout, WaitForCancellation: true, RetryPolicy: onDeath,
+			HeartbeatTimeout: heartbeatTimeout, WaitForCancellation: true, RetryPolicy: onDeath, Summary: summary(in),
 		})
 	}
 	for n := 1; ; n++ {
@@ -105,7 +106,8 @@ func deathPolicy() *temporal.RetryPolicy {
 
 // retryWait waits before attempt n+1 and reports false when it was cancelled.
 func retryWait(ctx workflow.Context, r retries, n int) bool {
-	return workflow.Sleep(ctx, r.wait<<(n-1)) == nil
+	wait := workflow.NewTimerWithOptions(ctx, r.wait<<(n-1), workflow.TimerOptions{Summary: fmt.Sprintf("before attempt %d", n+1)})
+	return wait.Get(ctx, nil) == nil
 }
 
 // statusOf says how a fork ended that met err.

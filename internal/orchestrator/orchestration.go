@@ -241,10 +241,12 @@ func (r *run) forkAll(base Base) {
 		}
 		r.active++
 		r.results[i].Status = fork.Running
+		r.describe(loop)
 		workflow.GoNamed(r.work, fmt.Sprint("fork ", i+1), func(ctx workflow.Context) {
 			r.results[i] = r.fork(ctx, i+1, base)
 			r.held[i] = ""
 			r.active--
+			r.describe(ctx)
 		})
 	}
 	_ = workflow.Await(loop, func() bool { return r.active == 0 })
@@ -345,6 +347,7 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 		ParentClosePolicy:     enumspb.PARENT_CLOSE_POLICY_REQUEST_CANCEL, // a terminated run still cleans up
 		WaitForCancellation:   true,
 		StaticSummary:         fmt.Sprintf("fork %d of %d, %s", num, p.Forks, p.Model),
+		StaticDetails:         forkDetails(spec),
 		TypedSearchAttributes: childAttributes(ctx, num),
 	})
 	var res fork.Result
@@ -427,6 +430,6 @@ func (r *run) page(in ResultsInput) (ResultsOutput, error) {
 // recordEnd makes the end of the run readable in Temporal's own UI.
 func (r *run) recordEnd(ctx workflow.Context) {
 	p := r.progress(ctx)
-	workflow.SetCurrentDetails(ctx, fmt.Sprintf("**%s**: %d of %d forks succeeded, %s spent", p.Status, p.Success, p.Total, p.Cost))
+	r.describe(ctx)
 	upsertEnd(ctx, p.Status, p.Cost)
 }

@@ -1,0 +1,80 @@
+package orchestrator
+
+import (
+	"fmt"
+	"strings"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+)
+
+// What Temporal's web page shows of a run beside its events. None of it is a
+// command, so it can change without breaking the runs in flight. It says
+// nothing that an agent wrote: the page renders Markdown.
+
+// summary is one line about an activity, by its input.
+func summary(in any) string {
+	switch in := in.(type) {
+	case PrepareBaseInput:
+		return "what the forks of " + keyword(in.Plan.Repo) + " start from"
+	case CreateSandboxInput:
+		return fmt.Sprintf("sandbox of fork %d, %s", in.Spec.Num, in.Spec.Provider)
+	case HealthCheckInput:
+		return fmt.Sprintf("can fork %d work there?", in.Spec.Num)
+	case RunAgentInput:
+		return fmt.Sprintf("%s works on fork %d, attempt %d", in.Spec.Agent, in.Spec.Num, in.Attempt)
+	case CollectResultInput:
+		return fmt.Sprintf("branch of fork %d", in.Spec.Num)
+	case CleanupSandboxInput:
+		return fmt.Sprintf("remove what fork %d of %s has", in.Num, in.Run)
+	case HoldSandboxInput:
+		return "sandbox " + in.Ref.ID
+	case SetBudgetInput:
+		if in.Num > 0 {
+			return fmt.Sprintf("budget of fork %d: %s", in.Num, in.Budget)
+		}
+		return fmt.Sprintf("budget of the run: %s", in.Budget)
+	case RecordMetricsInput:
+		return fmt.Sprintf("fork %d: %s", in.Result.ForkNum, in.Result.Status)
+	case FindOrphanedSandboxesInput:
+		return fmt.Sprintf("sandboxes that no run uses, older than %s", in.MaxAge)
+	}
+	return ""
+}
+
+// code is text as Markdown shows it unchanged.
+func code(text string) string { return "`" + strings.ReplaceAll(keyword(text), "`", "'") + "`" }
+
+// planDetails say what a run was asked to do, without the prompt.
+func planDetails(run string, p fork.Plan) string {
+	return fmt.Sprintf("- repository %s\n- %d forks, %d at a time\n- agent %s, model %s, provider %s\n- budget %s\n\nSee `sandbox-temporal status %s`.",
+		code(p.Repo), p.Forks, p.MaxConcurrent, code(p.Agent), code(p.Model), code(p.Provider), p.Budget, run)
+}
+
+// forkDetails say what a fork is.
+func forkDetails(s fork.Spec) string {
+	return fmt.Sprintf("- base %s of %s\n- agent %s, model %s, provider %s\n\nSee `sandbox-temporal logs %s/%d`.",
+		code(s.BaseCommit), code(s.Repo), code(s.Agent), code(s.Model), code(s.Provider), s.Run, s.Num)
+}
+
+// describe shows how far the fork is.
+func (f *forked) describe(ctx workflow.Context, last string) {
+	r := f.result
+	text := fmt.Sprintf("**%s**: %s\n\n- turns: %d\n- cost: %s\n", r.Status, last, r.NumTurns, r.Cost)
+	if r.SandboxID != "" {
+		text += "- sandbox: " + code(r.SandboxID) + "\n"
+	}
+	if r.Branch != "" {
+		text += fmt.Sprintf("- branch: %s, %d files changed\n", code(r.Branch), r.FilesChanged)
+	}
+	run, num := f.in.Spec.Run, f.in.Spec.Num
+	workflow.SetCurrentDetails(ctx, text+fmt.Sprintf("\n`sandbox-temporal logs %s/%d` · `sandbox-temporal diff %s/%d`", run, num, run, num))
+}
+
+// describe shows how far the run is.
+func (r *run) describe(ctx workflow.Context) {
+	p := r.progress(ctx)
+	workflow.SetCurrentDetails(ctx, fmt.Sprintf("**%s**: %d of %d forks succeeded, %s spent\n\n- pending: %d\n- running: %d\n- failed: %d\n\n`sandbox-temporal status %s`",
+		p.Status, p.Success, p.Total, p.Cost, p.Pending, p.Running, p.Failed, r.id))
+}
