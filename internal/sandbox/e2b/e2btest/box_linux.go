@@ -2,6 +2,7 @@ package e2btest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -339,9 +340,10 @@ func Supported() error {
 	return nil
 }
 
-// copyTree copies a folder as it is, owners, links and times included.
+// copyTree copies a folder as it is, owners, links and times included. It is
+// done also for a caller who has left: so does E2B.
 func copyTree(from, to string) error {
-	out, err := exec.Command("cp", "-a", from, to).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), "cp", "-a", from, to).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("copy %s: %w: %s", from, err, out)
 	}

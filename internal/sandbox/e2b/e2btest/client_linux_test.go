@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,7 +19,7 @@ import (
 
 // A client speaks the protocol as little as the tests need.
 type client struct {
-	t *testing.T
+	t testing.TB
 	s *e2btest.Server
 }
 
@@ -85,7 +86,7 @@ func (c client) box(body string) *box {
 	return b
 }
 
-func decode(t *testing.T, text string, into any) {
+func decode(t testing.TB, text string, into any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), into); err != nil {
 		t.Fatalf("%v: %s", err, text)
@@ -132,7 +133,7 @@ type message struct {
 
 // stream is a call with many answers.
 type stream struct {
-	t    *testing.T
+	t    testing.TB
 	body io.ReadCloser
 	stop context.CancelFunc
 }
@@ -166,7 +167,10 @@ func (b *box) open(method, body string, headers ...string) *stream {
 	return &stream{b.t, res.Body, stop}
 }
 
-// next reads a message; io.EOF after the last.
+// errEnd comes with the frame that ends a stream.
+var errEnd = errors.New("the end of the stream")
+
+// next reads a message; errEnd with the last.
 func (s *stream) next() (m message, err error) {
 	var head [5]byte
 	if _, err := io.ReadFull(s.body, head[:]); err != nil {
@@ -178,7 +182,7 @@ func (s *stream) next() (m message, err error) {
 	}
 	err = json.Unmarshal(b, &m)
 	if head[0]&2 != 0 && err == nil {
-		err = io.EOF
+		err = errEnd
 	}
 	return m, err
 }
@@ -190,7 +194,7 @@ func (s *stream) rest() (stdout, stderr string, code int, last *message, err err
 	for {
 		m, err := s.next()
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, errEnd):
 			return out.String(), problems.String(), code, &m, nil
 		case err != nil:
 			return out.String(), problems.String(), code, nil, err
@@ -254,7 +258,7 @@ func (b *box) read(path, part string) answer {
 }
 
 // until waits for what comes by itself.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {

@@ -3,6 +3,7 @@ package e2btest
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -32,7 +33,8 @@ var rpcStatus = map[string]int{
 
 // asRPC makes an error of the protocol of any other.
 func asRPC(err error) *rpcError {
-	if e, ok := err.(*rpcError); ok {
+	var e *rpcError
+	if errors.As(err, &e) {
 		return e
 	}
 	return rpcErrorf("internal", "%v", err)

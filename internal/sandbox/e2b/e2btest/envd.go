@@ -3,6 +3,7 @@ package e2btest
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -33,7 +34,7 @@ func (s *Server) data(w http.ResponseWriter, r *http.Request, id, port string) {
 		defer v.carry(c, -1)
 	}
 	if err := v.enter(); err != nil {
-		if err != errPaused || !v.spec.AutoResume.Enabled {
+		if !errors.Is(err, errPaused) || !v.spec.AutoResume.Enabled {
 			notRunning(w, id)
 			return
 		}

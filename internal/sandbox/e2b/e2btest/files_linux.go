@@ -191,7 +191,8 @@ func (v *vm) store(user, to string, body io.Reader) (written, error) {
 		}
 		return written{}, err
 	}
-	if _, err := io.Copy(f, body); err != nil {
+	// In large steps, and not by the file's own way, which has small ones.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, body, make([]byte, 256<<10)); err != nil {
 		_ = f.Close()
 		return written{}, fmt.Errorf("error writing file: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // serve starts a server that must have nothing left at the end.
-func serve(t *testing.T, opts e2btest.Options) *e2btest.Server {
+func serve(t testing.TB, opts e2btest.Options) *e2btest.Server {
 	t.Helper()
 	if err := e2btest.Supported(); err != nil {
 		t.Skipf("no sandbox can be made here: %v", err)
