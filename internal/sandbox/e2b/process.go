@@ -52,7 +52,7 @@ func (p *process) ReadAt(ctx context.Context, stream sandbox.Stream, buf []byte,
 		return err
 	})
 	switch {
-	case errors.Is(err, io.EOF):
+	case err == io.EOF: //nolint:errorlint // as in try
 		return n, io.EOF
 	case statusOf(err) == http.StatusNotFound && fault.KindOf(err) != fault.NotFound:
 		return 0, io.EOF // it has only just been started
@@ -117,7 +117,7 @@ func (p *process) ended(ctx context.Context) (sandbox.Exit, bool, error) {
 			return err
 		})
 		switch {
-		case err == nil || errors.Is(err, io.EOF):
+		case err == nil || err == io.EOF: //nolint:errorlint // as in try
 			exit, err := readExit(string(buf[:n]))
 			if err != nil {
 				return exit, false, err

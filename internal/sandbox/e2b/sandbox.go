@@ -43,7 +43,7 @@ func (b *box) try(ctx context.Context, again bool, f func() error) error {
 	wait := 50 * time.Millisecond
 	for n := 1; ; n++ {
 		err := f()
-		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || errors.Is(err, io.EOF) {
+		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || err == io.EOF { //nolint:errorlint // the end of a file, and not that of a connection
 			return err
 		}
 		switch status := statusOf(err); {
@@ -197,7 +197,7 @@ func (b *box) Process(ctx context.Context, id string) (sandbox.Process, error) {
 	err := b.reading(ctx, func() error {
 		return b.try(ctx, true, func() error {
 			_, err := b.envd.readAt(ctx, p.dir+"/runner", make([]byte, 1), 0)
-			if errors.Is(err, io.EOF) {
+			if err == io.EOF { //nolint:errorlint // as in try
 				return nil // it is being started
 			}
 			return err

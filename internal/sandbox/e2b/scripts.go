@@ -61,8 +61,13 @@ fi
 shift 3
 P=$PATH
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-said=$(setsid -f /bin/sh -c "$RUN" run "$S" "$I" "$P" "$@" 3>&1 </dev/null >/dev/null 2>&1)
-[ -e "$S/pid" ] || [ -d "$S" ]`
+setsid -f /bin/sh -c "$RUN" run "$S" "$I" "$P" "$@" </dev/null >/dev/null 2>&1 || exit 1
+n=0
+until [ -s "$S/pid" ] || [ -e "$S/exit" ]; do
+  n=$((n+1))
+  [ $n -lt 2000 ] || sleep 0.01
+  [ $n -lt 5000 ] || exit 1
+done`
 
 // runScript is what waits for the command.
 const runScript = `S=$1 I=$2 P=$3
@@ -74,13 +79,11 @@ echo $$ > "$S/runner"
 : > "$S/stderr"
 setsid /bin/sh -c 'S=$1 PATH=$2
 shift 2
-{ echo $$; } > "$S/pid"
+echo $$ > "$S/pid"
 export PATH
-exec 3>&-
 unset S
 exec "$@"' run "$S" "$P" "$@" <"$I" >"$S/stdout" 2>"$S/stderr"
 st=$?
-exec 3>&-
 echo $st > "$S/exit.new" && mv "$S/exit.new" "$S/exit"`
 
 // signalScript sends the signal $2 to the group of the process in $1, unless
@@ -121,9 +124,26 @@ const tailScript = `[ -e "$1" ] || exit 92
 tail -c "+$2" -- "$1" | head -c "$3"`
 
 // holdScript and letScript stop and continue all that the agent has. The
-// signal reaches every process of the user but the shell that sends it.
+// signal reaches every process of the user but the shell that sends it; the
+// first waits until all stand still.
 const (
-	holdScript = `kill -s STOP -1 2>/dev/null; exit 0`
+	holdScript = `n=0
+while [ $n -lt 200 ]; do
+  kill -s STOP -1 2>/dev/null || exit 0
+  moving=
+  for d in /proc/[0-9]*; do
+    [ -O "$d" ] && [ "$d" != "/proc/$$" ] || continue
+    while read -r name state rest; do
+      [ "$name" = State: ] || continue
+      case $state in T|t|Z|X) ;; *) moving=1;; esac
+      break
+    done 2>/dev/null < "$d/status"
+  done 2>/dev/null
+  [ -n "$moving" ] || exit 0
+  n=$((n+1))
+  sleep 0.01
+done
+exit 1`
 	letScript  = `kill -s CONT -1 2>/dev/null; exit 0`
 	killScript = `kill -s KILL -1 2>/dev/null; exit 0`
 )
