@@ -18,7 +18,7 @@ const BaseAge = 30 * 24 * time.Hour
 func (a *Activities) pruneBases(ctx context.Context) {
 	for _, name := range a.Providers.Names() {
 		snap, ok := sandbox.As[sandbox.Snapshotter](a.Providers[name])
-		if !ok {
+		if !ok || !ready(ctx, a.Providers[name]) {
 			continue
 		}
 		// What stands on each other goes from the top down, round by round.

@@ -123,6 +123,13 @@ func (a *Activities) HealthCheck(ctx context.Context, in orchestrator.HealthChec
 	return orchestrator.None{}, fault.Wrap(op, err)
 }
 
+// ready reports whether the provider can be asked for anything. One that was
+// given no key has nothing of ours.
+func ready(ctx context.Context, p sandbox.Provider) bool {
+	gated, ok := sandbox.As[sandbox.Gated](p)
+	return !ok || gated.Ready(ctx) == nil
+}
+
 func (a *Activities) hostBound(provider string) bool {
 	p, err := a.Providers.Get(provider)
 	if err != nil {
@@ -214,6 +221,9 @@ func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.
 	out := orchestrator.FindOrphanedSandboxesOutput{Orphans: []orchestrator.CleanupSandboxInput{}}
 	open := map[string]bool{}
 	for _, name := range a.Providers.Names() {
+		if !ready(ctx, a.Providers[name]) {
+			continue
+		}
 		infos, err := a.Providers[name].List(ctx, a.ours())
 		if err != nil {
 			return out, fault.Wrap("list sandboxes of "+name, err)

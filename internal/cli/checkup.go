@@ -27,7 +27,7 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 		all = append(all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
 	}
 	if p.parts.Providers != nil {
-		all = append(all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
+		all = append(all, checkTiers(p.providers(cfg, p.secrets(cfg), slog.New(slog.DiscardHandler))))
 	}
 	if path, err := p.program(cfg)("claude"); err != nil {
 		all = append(all, Finding{Name: "claude", Health: Poor, Text: "Claude Code is not on PATH",

@@ -158,7 +158,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	if err := isolate(env, &plan); err != nil {
 		return opts, err
 	}
-	if err := known(env, plan); err != nil {
+	if err := known(cmd.Context(), env, plan); err != nil {
 		return opts, err
 	}
 	if plan.AgentPath, err = agentPath(env, plan.Agent, f.agentPath); err != nil {
@@ -185,8 +185,8 @@ func branchFlag(cmd *cobra.Command, value string) (string, error) {
 }
 
 // known checks the words of the plan that must be known to this program.
-func known(env *Env, plan fork.Plan) error {
-	if err := knownPlace(env, plan); err != nil {
+func known(ctx context.Context, env *Env, plan fork.Plan) error {
+	if err := knownPlace(ctx, env, plan); err != nil {
 		return err
 	}
 	prices, err := loadPrices(env.Globals.Config)
@@ -200,7 +200,7 @@ func known(env *Env, plan fork.Plan) error {
 }
 
 // knownPlace is known without the model.
-func knownPlace(env *Env, plan fork.Plan) error {
+func knownPlace(ctx context.Context, env *Env, plan fork.Plan) error {
 	if _, err := agent.ByName(plan.Agent); err != nil {
 		return err
 	}
@@ -209,8 +209,15 @@ func knownPlace(env *Env, plan fork.Plan) error {
 		if err != nil {
 			return err
 		}
-		if _, err := set.Get(plan.Provider); err != nil {
+		provider, err := set.Get(plan.Provider)
+		if err != nil {
 			return err
+		}
+		// The worker of another engine has credentials of its own.
+		if gated, ok := sandbox.As[sandbox.Gated](provider); ok && env.Globals.Config.Embedded() {
+			if err := gated.Ready(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	if _, err := egress.ParsePolicy(plan.Egress, plan.Repo); err != nil {

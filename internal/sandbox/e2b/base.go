@@ -2,6 +2,8 @@ package e2b
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -30,7 +32,20 @@ type description struct {
 	Bytes   int64             `json:"bytes"`
 }
 
-func baseName(key string) string { return basePrefix + key }
+// baseName names the snapshot of a base, which is of one template.
+func (c *client) baseName(key string) string { return c.basePrefix() + key }
+
+func (c *client) basePrefix() string {
+	sum := sha256.Sum256([]byte(c.template()))
+	return basePrefix + hex.EncodeToString(sum[:3]) + "-"
+}
+
+func (c *client) template() string {
+	if c.settings.Template != "" {
+		return c.settings.Template
+	}
+	return DefaultTemplate
+}
 
 // Base asks E2B for the snapshot.
 func (p *Provider) Base(ctx context.Context, key string) error {
@@ -47,7 +62,7 @@ func (p *Provider) Base(ctx context.Context, key string) error {
 }
 
 func (p *Provider) base(ctx context.Context, c *client, key string) (snapshot, error) {
-	s, ok, err := c.findSnapshot(ctx, baseName(key))
+	s, ok, err := c.findSnapshot(ctx, c.baseName(key))
 	if err == nil && !ok {
 		err = fault.New("", fault.NotFound, "no base %q", key)
 	}
@@ -70,7 +85,7 @@ func (p *Provider) store(ctx context.Context, op string, ref sandbox.Ref, key st
 	if err := p.Base(ctx, key); fault.KindOf(err) != fault.NotFound {
 		return err // nil: it is there
 	}
-	unlock, err := p.lock(ctx, baseName(key))
+	unlock, err := p.lock(ctx, basePrefix+key)
 	if err != nil {
 		return asFault(op, err)
 	}
@@ -119,7 +134,7 @@ func (p *Provider) save(ctx context.Context, b *box, m machine, key string, end 
 	if below, ok := p.describe(d.Below); ok {
 		d.Bytes = max(d.Bytes-below.Bytes, 0)
 	}
-	if _, err := b.c.snapshot(ctx, b.id, baseName(key)); err != nil {
+	if _, err := b.c.snapshot(ctx, b.id, b.c.baseName(key)); err != nil {
 		return err
 	}
 	return p.write(d)
@@ -186,7 +201,7 @@ func (p *Provider) Bases(ctx context.Context) ([]sandbox.BaseInfo, error) {
 	var keys []string
 	for _, s := range all {
 		for _, name := range append(s.Names, s.ID) {
-			key, ok := strings.CutPrefix(bareName(name), basePrefix)
+			key, ok := strings.CutPrefix(bareName(name), c.basePrefix())
 			if _, twice := known[key]; !ok || twice || !sandbox.ValidID(key) {
 				continue
 			}
@@ -244,7 +259,7 @@ func (p *Provider) RemoveBase(ctx context.Context, key string) error {
 			return fault.New(op, fault.Conflict, "base %s has %d users", key, i.Users)
 		}
 	}
-	s, ok, err := c.findSnapshot(ctx, baseName(key))
+	s, ok, err := c.findSnapshot(ctx, c.baseName(key))
 	if err == nil && ok {
 		err = c.removeTemplate(ctx, s.ID)
 	}

@@ -180,10 +180,7 @@ func (p *Provider) elect(ctx context.Context, c *client, key string, mine machin
 // nonce tells whether the call was carried out.
 func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machine, error) {
 	nonce := newNonce()
-	in := newMachine{Template: c.settings.Template, Metadata: metadata(spec, nonce)}
-	if in.Template == "" {
-		in.Template = DefaultTemplate
-	}
+	in := newMachine{Template: c.template(), Metadata: metadata(spec, nonce)}
 	if spec.Base != "" {
 		s, err := p.base(ctx, c, spec.Base)
 		if err != nil {

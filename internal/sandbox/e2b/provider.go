@@ -273,13 +273,3 @@ func (p *Provider) Destroy(ctx context.Context, ref sandbox.Ref) error {
 	p.mu.Unlock()
 	return nil
 }
-
-// SettingsFrom reads the settings that are no secrets from the environment.
-func SettingsFrom(getenv func(string) string) Settings {
-	get := func(name string) string { return strings.TrimSpace(getenv(name)) }
-	return Settings{
-		Key: get("E2B_API_KEY"), APIURL: get("E2B_API_URL"), Domain: get("E2B_DOMAIN"), SandboxURL: get("E2B_SANDBOX_URL"),
-		Debug: strings.EqualFold(get("E2B_DEBUG"), "true"), CAFile: get("SANDBOX_TEMPORAL_E2B_CA"),
-		Template: get("SANDBOX_TEMPORAL_E2B_TEMPLATE"), Plan: get("SANDBOX_TEMPORAL_E2B_PLAN"),
-	}
-}

@@ -22,7 +22,7 @@ const (
 // endScript ends what a machine that was made of a snapshot has of its source:
 // E2B keeps processes too. $1 is the machine's id.
 const endScript = `[ "$(cat ` + ownerFile + ` 2>/dev/null)" = "$1" ] && exit 0
-kill -s KILL -1 2>/dev/null
+kill -s KILL -- -1 2>/dev/null
 exit 0`
 
 // prepareScript makes a machine of E2B a sandbox of ours, once. Paths mean
@@ -129,7 +129,7 @@ tail -c "+$2" -- "$1" | head -c "$3"`
 const (
 	holdScript = `n=0
 while [ $n -lt 200 ]; do
-  kill -s STOP -1 2>/dev/null || exit 0
+  kill -s STOP -- -1 2>/dev/null || exit 0
   moving=
   for d in /proc/[0-9]*; do
     [ -O "$d" ] && [ "$d" != "/proc/$$" ] || continue
@@ -144,6 +144,6 @@ while [ $n -lt 200 ]; do
   sleep 0.01
 done
 exit 1`
-	letScript  = `kill -s CONT -1 2>/dev/null; exit 0`
-	killScript = `kill -s KILL -1 2>/dev/null; exit 0`
+	letScript  = `kill -s CONT -- -1 2>/dev/null; exit 0`
+	killScript = `kill -s KILL -- -1 2>/dev/null; exit 0`
 )
