@@ -105,7 +105,7 @@ func (b *box) move(ctx context.Context, t time.Time) error {
 	}
 	// One that was given less than was asked for is at the plan's end. It is
 	// crossed when that comes near, or cannot be told to be far.
-	short := err != nil || time.Until(m.End) < life-5*time.Second && time.Until(m.End) < life/2+b.p.margin(b.c)/2
+	short := err != nil || time.Until(m.End) < life-min(5*time.Second, b.p.margin(b.c)/4)
 	if short && (m.End.IsZero() || time.Until(m.End) < b.p.margin(b.c)) {
 		// What is begun here is brought to its end: a sandbox that nobody
 		// resumes would wait for the next who looks.
