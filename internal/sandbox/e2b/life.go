@@ -61,6 +61,11 @@ func (b *box) keep(ctx context.Context) error {
 		return nil // or somebody is at it
 	}
 	defer b.renewing.Unlock()
+	// Where there is nothing to do, or nothing can be done, it is not looked
+	// at with every poll.
+	b.mu.Lock()
+	b.look = time.Now().Add(b.p.margin(b.c) / 8)
+	b.mu.Unlock()
 	m, err := b.c.get(ctx, b.id)
 	if statusOf(err) == http.StatusNotFound {
 		return gone("", b.ref.ID)
@@ -69,7 +74,7 @@ func (b *box) keep(ctx context.Context) error {
 		return nil //nolint:nilerr // what is to be done in it will say so
 	}
 	b.setEnd(m.End)
-	if !b.due(time.Now()) {
+	if time.Until(m.End) >= b.p.margin(b.c) {
 		return nil
 	}
 	deadline, err := b.deadline(ctx)
