@@ -48,6 +48,7 @@ var (
 	_ sandbox.Snapshotter = (*Provider)(nil)
 	_ sandbox.Pauser      = (*Provider)(nil)
 	_ sandbox.Gated       = (*Provider)(nil)
+	_ sandbox.Lagger      = (*Provider)(nil)
 )
 
 // Options is what a provider is made of.
@@ -274,3 +275,6 @@ func (p *Provider) Destroy(ctx context.Context, ref sandbox.Ref) error {
 	p.mu.Unlock()
 	return nil
 }
+
+// ListLag is as long as a creation looks for itself in the service's list.
+func (p *Provider) ListLag() time.Duration { return 5 * time.Second }
