@@ -102,7 +102,7 @@ func (c *client) once(ctx context.Context, method, path string, in, out any) (ht
 		req.Header.Set("X-API-Key", c.settings.Key)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Do(req) //nolint:bodyclose // drain closes it
 	if err != nil {
 		return nil, err
 	}

@@ -78,7 +78,7 @@ func (e *envd) health(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resp, err := e.do(req)
+	resp, err := e.do(req) //nolint:bodyclose // drain closes it
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func (e *envd) open(ctx context.Context, user string, in startRequest, w watchdo
 		req.Header.Set("Connect-Protocol-Version", "1")
 		req.Header.Set("Keepalive-Ping-Interval", strconv.Itoa(max(seconds(w.ping), 1)))
 		var resp *http.Response
-		if resp, err = e.do(req); err == nil {
+		if resp, err = e.do(req); err == nil { //nolint:bodyclose // the stream closes it
 			s.body = resp.Body
 			return s, nil
 		}
@@ -286,7 +286,7 @@ func (e *envd) download(ctx context.Context, path string) (io.ReadCloser, error)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := e.do(req)
+	resp, err := e.do(req) //nolint:bodyclose // drain closes it
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +317,7 @@ func (e *envd) upload(ctx context.Context, path string, r io.Reader) error {
 		return err
 	}
 	req.Header.Set("Content-Type", kind)
-	resp, err := e.do(req)
+	resp, err := e.do(req) //nolint:bodyclose // drain closes it
 	if err != nil {
 		return err
 	}
