@@ -286,7 +286,7 @@ func (e *envd) download(ctx context.Context, path string) (io.ReadCloser, error)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := e.do(req) //nolint:bodyclose // drain closes it
+	resp, err := e.do(req)
 	if err != nil {
 		return nil, err
 	}
