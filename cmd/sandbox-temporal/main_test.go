@@ -45,6 +45,7 @@ func TestSessions(t *testing.T) {
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery,
+			"collector": cmdCollector, "traced": cmdTraced,
 		},
 	})
 }
@@ -73,7 +74,8 @@ type session struct {
 	started time.Time
 	pids    map[string]string
 
-	prometheus string // URL of the server that watches the engine
+	prometheus string     // URL of the server that watches the engine
+	collector  *collector // of traces
 }
 
 type sessionKey struct{}
