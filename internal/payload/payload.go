@@ -95,7 +95,9 @@ func (k *Keys) Converter() converter.DataConverter {
 // keyless is the codec of whoever has no keys.
 type keyless struct{}
 
-func (keyless) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) { return payloads, nil }
+func (keyless) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
+	return payloads, nil
+}
 
 func (keyless) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
 	for _, p := range payloads {
