@@ -46,6 +46,7 @@ func TestSessions(t *testing.T) {
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
+			"collector": cmdCollector, "traced": cmdTraced, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
 	})
 }
@@ -75,7 +76,8 @@ type session struct {
 	pids    map[string]string
 	e2b     *e2btest.Server
 
-	prometheus string // URL of the server that watches the engine
+	prometheus string     // URL of the server that watches the engine
+	collector  *collector // of traces
 }
 
 type sessionKey struct{}

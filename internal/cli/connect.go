@@ -93,6 +93,11 @@ func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address st
 	if err = orchestrator.Fault(err); fault.KindOf(err) == fault.Internal {
 		err = &fault.Error{Kind: fault.Unreachable, Err: err}
 	}
+	if fault.KindOf(err) == fault.Unreachable && address == "" {
+		if why := whyNot(ctx, o.HostPort, o.ConnectionOptions.TLS); why != nil {
+			return nil, why
+		}
+	}
 	if fault.KindOf(err) == fault.Unreachable {
 		return nil, fault.New("", fault.Unreachable, "Temporal does not answer at %s: %w", o.HostPort, err).
 			Hinted("Check TEMPORAL_ADDRESS (or --address), or leave it out to use the engine on this host.")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/payload"
 )
 
 type listOptions struct {
@@ -55,6 +56,15 @@ func runList(ctx context.Context, env *Env, opts listOptions) error {
 	list, err := runs.List(ctx, opts.Limit, opts.Query)
 	if err != nil {
 		return err
+	}
+	sealed := 0
+	for _, r := range list {
+		if r.Sealed {
+			sealed++
+		}
+	}
+	if sealed > 0 {
+		fmt.Fprintf(env.Stderr, "%s: %d run(s) were sealed with a key that %s does not have\n", program, sealed, payload.Variable)
 	}
 	if opts.Output == "json" {
 		if list == nil {

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"net"
 	"os"
 	"time"
 
@@ -62,4 +65,61 @@ func current(c *tls.Config) error {
 		}
 	}
 	return nil
+}
+
+// probeTime bounds how long whyNot looks.
+const probeTime = 2 * time.Second
+
+// whyNot looks whether it is for the certificates that nobody answers at the
+// address, which the SDK says in no form that a program can tell. It returns
+// nil when it is not, or when it cannot tell.
+func whyNot(ctx context.Context, address string, c *tls.Config) error {
+	const op = "connect to Temporal"
+	// The time of the attempt that failed may be used up.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
+	defer cancel()
+	plain := c == nil
+	if plain {
+		c = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12} //nolint:gosec // nothing is said over it: does the server speak TLS at all?
+	}
+	c = c.Clone()
+	c.NextProtos = []string{"h2"}
+	conn, err := (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", address)
+	if err == nil {
+		// With TLS 1.3 a server refuses a client only after the handshake.
+		defer conn.Close()
+		deadline, _ := ctx.Deadline()
+		_ = conn.SetReadDeadline(deadline)
+		_, err = conn.Read(make([]byte, 1))
+	}
+	var unproved *tls.CertificateVerificationError
+	var name x509.HostnameError
+	var refused *net.OpError
+	var noTLS tls.RecordHeaderError
+	switch {
+	case plain:
+		if noTLS := errors.As(err, &noTLS); noTLS || conn == nil && !alerted(err, &refused) {
+			return nil
+		}
+		return fault.New(op, fault.Denied, "the server at %s wants TLS, and no TEMPORAL_TLS_ setting is there", address).
+			Hinted("Set TEMPORAL_TLS_CERT and TEMPORAL_TLS_KEY, TEMPORAL_TLS_CA or TEMPORAL_TLS=true.")
+	case errors.As(err, &name):
+		return fault.New(op, fault.Denied, "the server at %s proves another name: %w", address, err).Hinted("Check TEMPORAL_TLS_SERVER_NAME.")
+	case errors.As(err, &unproved):
+		return fault.New(op, fault.Denied, "the server at %s is not believed: %w", address, err).
+			Hinted("Check TEMPORAL_TLS_CA: it names the authority that the server's certificate is from.")
+	case alerted(err, &refused):
+		if len(c.Certificates) == 0 && c.GetClientCertificate == nil {
+			return fault.New(op, fault.Denied, "the server at %s wants a client certificate: %w", address, err).Hinted("Set TEMPORAL_TLS_CERT and TEMPORAL_TLS_KEY.")
+		}
+		return fault.New(op, fault.Denied, "the server at %s refuses the client certificate: %w", address, err).Hinted("Check TEMPORAL_TLS_CERT and TEMPORAL_TLS_KEY.")
+	case errors.As(err, &noTLS):
+		return fault.New(op, fault.Invalid, "the server at %s does not speak TLS", address).Hinted("Unset the TEMPORAL_TLS_ variables, or check TEMPORAL_ADDRESS.")
+	}
+	return nil
+}
+
+// alerted reports whether err is a refusal in the words of TLS.
+func alerted(err error, alert **net.OpError) bool {
+	return errors.As(err, alert) && (*alert).Op == "remote error"
 }

@@ -26,7 +26,7 @@ type Client struct {
 	Temporal   client.Client
 	Namespace  string
 	Queue      string // where runs wait; empty: DefaultTaskQueue
-	Attributes bool   // the namespace knows SearchAttributes
+	Attributes bool   // the namespace knows SearchAttributes; false: Start asks whether it does
 
 	// Converter reads payloads; nil: the SDK's own. Sealed says that it keeps
 	// them from whoever reads the database, so the repository is no search
@@ -45,6 +45,7 @@ type RunInfo struct {
 	Status  fork.Status `json:"status"`
 	Started time.Time   `json:"started"`
 	Closed  *time.Time  `json:"closed,omitempty"` // nil while the run goes on
+	Sealed  bool        `json:"sealed,omitempty"` // what it was asked for cannot be read without a key
 }
 
 const (
@@ -80,7 +81,7 @@ func (c *Client) Start(ctx context.Context, run string, plan fork.Plan) error {
 		StaticDetails:                            planDetails(run, plan),
 		Memo:                                     map[string]any{"name": plan.Name, "repo": keyword(plan.Repo), "model": plan.Model, "forks": plan.Forks},
 	}
-	if c.Attributes {
+	if c.Attributes || knowsAttributes(ctx, c.Temporal, c.Namespace) {
 		visible := plan
 		if c.Sealed {
 			visible.Repo = ""
@@ -420,7 +421,8 @@ func (c *Client) info(ctx context.Context, x *workflowpb.WorkflowExecutionInfo) 
 	dc := c.converter()
 	for key, into := range map[string]any{"name": &i.Name, "repo": &i.Repo, "model": &i.Model, "forks": &i.Forks} {
 		if p := x.Memo.GetFields()[key]; p != nil {
-			_ = dc.FromPayload(p, into) // a memo of another version shows less
+			err := dc.FromPayload(p, into) // a memo of another version shows less
+			i.Sealed = i.Sealed || fault.KindOf(err) == fault.Denied
 		}
 	}
 	if x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING {

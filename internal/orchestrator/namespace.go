@@ -33,7 +33,46 @@ func SetUpNamespace(ctx context.Context, c client.Client, namespace string, rete
 		added, err = addAttributes(ctx, c, namespace)
 		return err
 	})
+	if err == nil && len(added) > 0 {
+		awaitAttributes(ctx, c, namespace)
+	}
 	return made, added, fault.Wrap(op, namespaceFault(err))
+}
+
+// knowsAttributes asks whether the namespace has all of [SearchAttributes]. A
+// cluster that does not say has none: runs work without them.
+func knowsAttributes(ctx context.Context, c client.Client, namespace string) bool {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	have, err := c.OperatorService().ListSearchAttributes(ctx, &operatorservice.ListSearchAttributesRequest{Namespace: namespace})
+	if err != nil {
+		return false
+	}
+	for name, kind := range SearchAttributes() {
+		if got, ok := have.GetCustomAttributes()[name]; !ok || got != kind {
+			return false
+		}
+	}
+	return true
+}
+
+// awaitAttributes returns when lists can be asked by attributes that were just
+// added: until then no run can be started with them. It gives up with ctx.
+func awaitAttributes(ctx context.Context, c client.Client, namespace string) {
+	for {
+		_, err := c.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Namespace: namespace, PageSize: 1, Query: attrStatus.GetName() + " = 'running' AND " + attrCost.GetName() + " > 0",
+		})
+		var unknown *serviceerror.InvalidArgument
+		if !errors.As(err, &unknown) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(200 * time.Millisecond): // between two questions to another process
+		}
+	}
 }
 
 func addAttributes(ctx context.Context, c client.Client, namespace string) ([]string, error) {

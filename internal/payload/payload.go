@@ -83,12 +83,30 @@ func Parse(text string) (*Keys, error) {
 }
 
 // Converter returns the data converter of every Temporal client of this
-// program. A nil k gives the SDK's own.
+// program. That of a nil k is the SDK's own, but says of a sealed payload
+// which setting it lacks.
 func (k *Keys) Converter() converter.DataConverter {
 	if k == nil {
-		return converter.GetDefaultDataConverter()
+		return converter.NewCodecDataConverter(converter.GetDefaultDataConverter(), keyless{})
 	}
 	return converter.NewCodecDataConverter(converter.GetDefaultDataConverter(), k)
+}
+
+// keyless is the codec of whoever has no keys.
+type keyless struct{}
+
+func (keyless) Encode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
+	return payloads, nil
+}
+
+func (keyless) Decode(payloads []*commonpb.Payload) ([]*commonpb.Payload, error) {
+	for _, p := range payloads {
+		if m := p.GetMetadata(); string(m[encodingKey]) == encoding {
+			return nil, fault.New("open payload", fault.Denied, "it was sealed with the key %q, and %s is not set", m[keyIDKey], Variable).
+				Hinted("Set it to the keys that the run was sealed with, here and for the engine or worker.")
+		}
+	}
+	return payloads, nil
 }
 
 // FailureConverter is the same for errors, whose text and stack trace would

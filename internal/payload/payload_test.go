@@ -74,6 +74,18 @@ func TestWhatWasNeverSealedIsPassedOn(t *testing.T) {
 	}
 }
 
+func TestWithoutAKeyASealedPayloadNamesTheSetting(t *testing.T) {
+	var none *Keys
+	var back string
+	err := none.Converter().FromPayload(seal(t, parse(t, key("a", 1)), "x"), &back)
+	if fault.KindOf(err) != fault.Denied || !strings.Contains(err.Error(), Variable) {
+		t.Errorf("%q, %v", back, err)
+	}
+	if err := none.Converter().FromPayload(seal(t, none, "x"), &back); err != nil || back != "x" {
+		t.Errorf("%q, %v", back, err)
+	}
+}
+
 func TestAPayloadThatIsNotOursIsRefused(t *testing.T) {
 	p := seal(t, parse(t, key("a", 1)), "x")
 	for name, other := range map[string]string{"another key of that id": key("a", 2), "no such id": key("b", 1)} {

@@ -245,17 +245,26 @@ func (top *topology) postgres() string {
 	return port
 }
 
-// cluster starts Temporal on the database by the compose file's own script.
-func (top *topology) cluster(database string) {
+// clusterPorts returns settings for a Temporal server that give each of its
+// services ports of its own, and the one that clients connect to.
+func clusterPorts(t *testing.T) (env []string, frontend string) {
+	t.Helper()
 	names := []string{"FRONTEND_GRPC_PORT", "FRONTEND_HTTP_PORT", "FRONTEND_MEMBERSHIP_PORT", "MATCHING_GRPC_PORT", "MATCHING_MEMBERSHIP_PORT",
 		"HISTORY_GRPC_PORT", "HISTORY_MEMBERSHIP_PORT", "WORKER_GRPC_PORT", "WORKER_MEMBERSHIP_PORT"}
-	free := ports(top.t, len(names))
-	env := []string{"POSTGRES_SEEDS=127.0.0.1", "DB_PORT=" + database, "POSTGRES_USER=temporal", "POSTGRES_PWD=" + password,
-		"BIND_ON_IP=127.0.0.1", "TEMPORAL_BROADCAST_ADDRESS=127.0.0.1", "LOG_LEVEL=error", "DYNAMIC_CONFIG_FILE_PATH=" + filepath.Join(top.dir, "etc", "dynamic.yaml")}
+	free := ports(t, len(names))
 	for i, name := range names {
 		env = append(env, name+"="+free[i])
 	}
-	top.temporal = "127.0.0.1:" + free[0]
+	return env, free[0]
+}
+
+// cluster starts Temporal on the database by the compose file's own script.
+func (top *topology) cluster(database string) {
+	env := []string{"POSTGRES_SEEDS=127.0.0.1", "DB_PORT=" + database, "POSTGRES_USER=temporal", "POSTGRES_PWD=" + password,
+		"BIND_ON_IP=127.0.0.1", "TEMPORAL_BROADCAST_ADDRESS=127.0.0.1", "LOG_LEVEL=error", "DYNAMIC_CONFIG_FILE_PATH=" + filepath.Join(top.dir, "etc", "dynamic.yaml")}
+	more, frontend := clusterPorts(top.t)
+	env = append(env, more...)
+	top.temporal = "127.0.0.1:" + frontend
 	top.start("temporal", top.as(context.Background(), temporalUser, top.home("temporal", temporalUser), env, filepath.Join(top.dir, "etc", "start.sh")))
 }
 
