@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/term"
@@ -62,15 +63,22 @@ func main() {
 // write its package, run the conformance checks, and name it here.
 func providers(dir string, secrets func() config.Secrets, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
-		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes, Logger: log}),
+		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes(), Logger: log}),
 		gvisor.New(gvisorOptions(dir, log)),
 		e2b.New(e2b.Options{Dir: filepath.Join(dir, e2b.ProviderName), Settings: func() e2b.Settings { return e2bSettings(secrets()) }, Logger: log}),
 	)
 }
 
 // spareSandboxes is how many local sandboxes are kept ready for as long as runs
-// ask for more: what is forked at once is a few, and one takes two megabytes.
-const spareSandboxes = 8
+// ask for more; none unless SANDBOX_TEMPORAL_SPARE_SANDBOXES says so. They make
+// a creation faster, and are processes that stay for twenty seconds after a run.
+func spareSandboxes() int {
+	n, err := strconv.Atoi(os.Getenv("SANDBOX_TEMPORAL_SPARE_SANDBOXES"))
+	if err != nil {
+		return 0
+	}
+	return min(max(n, 0), 64)
+}
 
 // e2bSettings are those of the credentials that this process holds now.
 func e2bSettings(s config.Secrets) e2b.Settings {
