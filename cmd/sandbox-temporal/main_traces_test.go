@@ -118,8 +118,9 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 	var rep struct {
 		Run     string `json:"workflow_id"`
 		Results []struct {
-			Num   int `json:"fork_num"`
-			Turns int `json:"num_turns"`
+			Num    int `json:"fork_num"`
+			Turns  int `json:"num_turns"`
+			Status string
 		}
 	}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
@@ -189,9 +190,15 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%s belongs to %s and is in another trace: %+v", s.name, rep.Run, s)
 		}
 	}
+	// However often it was repeated to answer questions.
+	if runs := all(func(s span) bool {
+		return s.name == "RunWorkflow:SandboxOrchestrationWorkflow" && s.trace == starts[0].trace
+	}); len(runs) != 1 {
+		ts.Fatalf("the run has %d spans: %v", len(runs), runs)
+	}
 	for _, r := range rep.Results {
 		fork := fmt.Sprintf("%s-fork-%d", rep.Run, r.Num)
-		// one returns the spans of the fork below another, of which there must be so many.
+		// some returns the spans of the fork below another, of which there must be so many.
 		some := func(name string, want int, under string, ok func(span) bool) []span {
 			found := slices.DeleteFunc(slices.Clone(trace), func(s span) bool { return s.name != name || !below(s, under) || !ok(s) })
 			if len(found) != want {
@@ -211,6 +218,9 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 		create := some("RunActivity:create_sandbox", 1, flow.id, ofFork)[0]
 		some("create sandbox", 1, create.id, mine)
 		work := some("RunActivity:run_agent", 1, flow.id, ofFork)[0]
+		if r.Status != "success" {
+			continue
+		}
 		agent := some("invoke_agent mini", 1, work.id, mine)[0]
 		has(ts, agent, map[string]string{"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "mini", "gen_ai.request.model": "sonnet", "sandbox.status": "success"})
 		some("agent turn", r.Turns, agent.id, func(span) bool { return true })
