@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -118,8 +119,9 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 	var rep struct {
 		Run     string `json:"workflow_id"`
 		Results []struct {
-			Num   int `json:"fork_num"`
-			Turns int `json:"num_turns"`
+			Num    int `json:"fork_num"`
+			Turns  int `json:"num_turns"`
+			Status string
 		}
 	}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
@@ -135,27 +137,9 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%q was sent to the collector", text)
 		}
 	}
-	byID := map[string]span{}
-	for _, s := range c.spans {
-		if _, again := byID[s.id]; again {
-			ts.Fatalf("two spans are %s: %s and %s", s.id, byID[s.id].name, s.name)
-		}
-		byID[s.id] = s
-	}
-	// below says whether the span is reached from the other by parents.
-	below := func(s span, id string) bool {
-		for n := 0; n < 50 && s.parent != ""; n++ {
-			if s.parent == id {
-				return true
-			}
-			up, ok := byID[s.parent]
-			if !ok || up.trace != s.trace {
-				return false
-			}
-			s = up
-		}
-		return false
-	}
+	byID, err := c.byID()
+	ts.Check(err)
+	below := func(s span, id string) bool { return leads(byID, s, id) }
 	all := func(ok func(span) bool) []span {
 		var found []span
 		for _, s := range c.spans {
@@ -189,9 +173,15 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%s belongs to %s and is in another trace: %+v", s.name, rep.Run, s)
 		}
 	}
+	// However often it was repeated to answer questions.
+	if runs := all(func(s span) bool {
+		return s.name == "RunWorkflow:SandboxOrchestrationWorkflow" && s.trace == starts[0].trace
+	}); len(runs) != 1 {
+		ts.Fatalf("the run has %d spans: %v", len(runs), runs)
+	}
 	for _, r := range rep.Results {
 		fork := fmt.Sprintf("%s-fork-%d", rep.Run, r.Num)
-		// one returns the spans of the fork below another, of which there must be so many.
+		// some returns the spans of the fork below another, of which there must be so many.
 		some := func(name string, want int, under string, ok func(span) bool) []span {
 			found := slices.DeleteFunc(slices.Clone(trace), func(s span) bool { return s.name != name || !below(s, under) || !ok(s) })
 			if len(found) != want {
@@ -211,6 +201,9 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 		create := some("RunActivity:create_sandbox", 1, flow.id, ofFork)[0]
 		some("create sandbox", 1, create.id, mine)
 		work := some("RunActivity:run_agent", 1, flow.id, ofFork)[0]
+		if r.Status != "success" {
+			continue
+		}
 		agent := some("invoke_agent mini", 1, work.id, mine)[0]
 		has(ts, agent, map[string]string{"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "mini", "gen_ai.request.model": "sonnet", "sandbox.status": "success"})
 		some("agent turn", r.Turns, agent.id, func(span) bool { return true })
@@ -233,6 +226,65 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Logf("%d spans in the trace of %s", len(trace), rep.Run)
+}
+
+// byID returns the spans by their ids, of which no two may be the same.
+func (c *collector) byID() (map[string]span, error) {
+	all := map[string]span{}
+	for _, s := range c.spans {
+		if other, again := all[s.id]; again {
+			return nil, fmt.Errorf("two spans are %s: %s and %s", s.id, other.name, s.name)
+		}
+		all[s.id] = s
+	}
+	return all, nil
+}
+
+// leads says whether the span's parents lead to the one of the id.
+func leads(byID map[string]span, s span, id string) bool {
+	for n := 0; n < 50 && s.parent != ""; n++ {
+		if s.parent == id {
+			return true
+		}
+		up, ok := byID[s.parent]
+		if !ok || up.trace != s.trace {
+			return false
+		}
+		s = up
+	}
+	return false
+}
+
+// cmdSpans waits until a span of each name has arrived for the run that a file names, or with
+// --connected checks that each leads to the command that began the run: spans
+// [--connected] FILE NAME….
+func cmdSpans(ts *testscript.TestScript, _ bool, args []string) {
+	connected := args[0] == "--connected"
+	if connected {
+		args = args[1:]
+	}
+	run := strings.TrimSpace(ts.ReadFile(args[0]))
+	c := of(ts).collector
+	ts.Check(eventually(30*time.Second, func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		byID, err := c.byID()
+		if err != nil {
+			return err
+		}
+		for _, name := range args[1:] {
+			found := slices.ContainsFunc(c.spans, func(s span) bool {
+				of := s.attributes["sandbox.run"] == run || strings.HasPrefix(s.attributes["temporalWorkflowID"], run)
+				return s.name == name && of && (!connected || slices.ContainsFunc(c.spans, func(root span) bool {
+					return root.parent == "" && root.service == "sandbox-temporal-cli" && leads(byID, s, root.id)
+				}))
+			})
+			if !found {
+				return fmt.Errorf("no span %q (connected: %v) in\n%s", name, connected, describe(c.spans))
+			}
+		}
+		return nil
+	}))
 }
 
 // has checks attributes of a span.

@@ -177,7 +177,15 @@ func (c *Client) query(ctx context.Context, run, name string, out any, args ...a
 	case errors.As(err, &notReady):
 		return &fault.Error{Op: "read run " + run, Kind: fault.Unavailable, Err: err}
 	case errors.As(err, &failed):
-		return &fault.Error{Op: "read run " + run, Kind: fault.Internal, Err: err}
+		// A worker that cannot open what the run was asked for cannot say so.
+		if _, e := c.Plan(ctx, run); fault.KindOf(e) == fault.Denied {
+			return e
+		}
+		f := &fault.Error{Op: "read run " + run, Kind: fault.Internal, Err: err}
+		if c.Sealed {
+			f.Hint = "Has the engine or worker the key of SANDBOX_TEMPORAL_PAYLOAD_KEY too? Start it again with it."
+		}
+		return f
 	case limited.Err() != nil:
 		return fault.New("read run "+run, fault.Unavailable, "no worker answered within %s", queryTimeout).
 			Hinted("Start one with: sandbox-temporal worker")

@@ -69,7 +69,7 @@ func Start(ctx context.Context, o Options) (*Tracing, error) {
 		return nil, fault.New("traces", fault.Invalid, "OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	return &Tracing{provider: sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&lossy{SpanExporter: exporter, log: o.Logger}), sdktrace.WithResource(res))}, nil
+		sdktrace.WithBatcher(&lossy{SpanExporter: exporter, log: o.Logger}), sdktrace.WithResource(res), sdktrace.WithIDGenerator(ids{}))}, nil
 }
 
 // newExporter speaks the protocol that the environment names. It does not try
@@ -112,7 +112,7 @@ func (t *Tracing) Interceptors() ([]interceptor.ClientInterceptor, error) {
 	if t == nil {
 		return nil, nil
 	}
-	i, err := opentelemetry.NewTracingInterceptor(opentelemetry.TracerOptions{
+	o := opentelemetry.TracerOptions{
 		Tracer: t.Tracer(),
 		// A command that waits asks several times a second.
 		DisableQueryTracing: true,
@@ -120,11 +120,13 @@ func (t *Tracing) Interceptors() ([]interceptor.ClientInterceptor, error) {
 		DisableBaggage: true, TextMapPropagator: propagation.TraceContext{},
 		// A run may have been started by a client that traces differently.
 		AllowInvalidParentSpans: true,
-	})
+	}
+	base, err := opentelemetry.NewTracer(o)
 	if err != nil {
 		return nil, fault.New("traces", fault.Internal, "%w", err)
 	}
-	return []interceptor.ClientInterceptor{i}, nil
+	traced := interceptor.NewTracingInterceptor(&tracer{Tracer: base, options: o})
+	return []interceptor.ClientInterceptor{&both{Interceptor: traced}}, nil
 }
 
 // Stop sends what is left, for at most as long as patience.

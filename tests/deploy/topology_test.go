@@ -427,12 +427,22 @@ func TestTopologyOfTheComposeFileCarriesARunOverAWorkersRestart(t *testing.T) {
 	}
 
 	// Runs can be found by their attributes, on the page too.
+	top.until("the run in lists by its attributes", time.Minute, func() error {
+		for query, want := range map[string]bool{
+			"SandboxStatus = 'success' AND SandboxCostUSD < 1": true, "SandboxRun = '" + run + "'": true, "SandboxStatus = 'failed'": false,
+		} {
+			if out, err := say("list", "--query", query); err != nil || strings.Contains(string(out), run) != want {
+				return fmt.Errorf("%s: %s %w", query, out, err)
+			}
+		}
+		return nil
+	})
 	res, err := http.Get(page + "/api/v1/namespaces/default/workflows?query=" + `SandboxStatus%3D%22success%22`)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if body, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK {
+	if body, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK || bytes.Count(body, []byte(`"`+run+`-fork-`)) < 5 {
 		t.Errorf("the page: %s %v\n%s", res.Status, err, body)
 	}
 	second.end(syscall.SIGTERM)
