@@ -9,15 +9,9 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
-// here is a provider of which nothing is asked but whether its sandboxes reach
-// the gateway of this host.
-type here struct{ sandbox.Provider }
-
-func (here) HostBound() {}
-
 func TestIsolationChoosesTheProvider(t *testing.T) {
-	with := sandbox.Set{"local": here{}, "gvisor": here{}, "far": here{}}
-	without := sandbox.Set{"local": here{}, "far": here{}}
+	with := sandbox.Set{"local": nil, "gvisor": nil, "far": nil}
+	without := sandbox.Set{"local": nil, "far": nil}
 	file := filepath.Join(t.TempDir(), "config.toml")
 	write(t, file, "[fork]\nisolation = \"gvisor\"\n")
 	for name, r := range map[string]struct {
