@@ -9,14 +9,17 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/term"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/cli"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/engine"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/e2b"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/gvisor"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local"
 )
@@ -58,16 +61,32 @@ func main() {
 
 // providers is the list of places where a sandbox can be made. To add one,
 // write its package, run the conformance checks, and name it here.
-func providers(dir string, log *slog.Logger) sandbox.Set {
+func providers(dir string, secrets func() config.Secrets, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
-		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes, Logger: log}),
+		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes(), Logger: log}),
 		gvisor.New(gvisorOptions(dir, log)),
+		e2b.New(e2b.Options{Dir: filepath.Join(dir, e2b.ProviderName), Settings: func() e2b.Settings { return e2bSettings(secrets()) }, Logger: log}),
 	)
 }
 
 // spareSandboxes is how many local sandboxes are kept ready for as long as runs
-// ask for more: what is forked at once is a few, and one takes two megabytes.
-const spareSandboxes = 8
+// ask for more; none unless SANDBOX_TEMPORAL_SPARE_SANDBOXES says so. They make
+// a creation faster, and are processes that stay for twenty seconds after a run.
+func spareSandboxes() int {
+	n, err := strconv.Atoi(os.Getenv("SANDBOX_TEMPORAL_SPARE_SANDBOXES"))
+	if err != nil {
+		return 0
+	}
+	return min(max(n, 0), 64)
+}
+
+// e2bSettings are those of the credentials that this process holds now.
+func e2bSettings(s config.Secrets) e2b.Settings {
+	return e2b.Settings{
+		Key: string(s.E2BKey), APIURL: s.E2B.APIURL, Domain: s.E2B.Domain, SandboxURL: s.E2B.SandboxURL, Debug: s.E2B.Debug,
+		CAFile: s.E2B.CAFile, Template: s.E2B.Template, Plan: s.E2B.Plan,
+	}
+}
 
 // gvisorOptions puts the state of gVisor's sandboxes beside that of the local
 // ones, and has the same program own them.

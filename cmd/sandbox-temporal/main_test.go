@@ -23,6 +23,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/demo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/e2b/e2btest"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/standin"
 )
 
@@ -44,7 +45,7 @@ func TestSessions(t *testing.T) {
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
-			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery,
+			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
 			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
 	})
@@ -73,6 +74,7 @@ type session struct {
 	model   *standin.Server
 	started time.Time
 	pids    map[string]string
+	e2b     *e2btest.Server
 
 	prometheus string     // URL of the server that watches the engine
 	collector  *collector // of traces
@@ -124,6 +126,11 @@ func setUp(e *testscript.Env, bin string) error {
 		unmountBelow(e.WorkDir)
 		if s.model != nil {
 			s.model.Close()
+		}
+		if s.e2b != nil {
+			if err := s.e2b.Close(); err != nil {
+				e.T().Log(err)
+			}
 		}
 	})
 	return nil

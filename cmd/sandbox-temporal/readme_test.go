@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/cli"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 )
 
 // TestReadmeShowsWhatProvidersCan compares the table in README with the one
@@ -24,7 +25,7 @@ func TestReadmeShowsWhatProvidersCan(t *testing.T) {
 	if !ok1 || !ok2 {
 		t.Fatalf("%s has no table between %q and %q", file, begin, end)
 	}
-	table := cli.ProvidersMarkdown(providers(t.TempDir(), slog.New(slog.DiscardHandler)))
+	table := cli.ProvidersMarkdown(providers(t.TempDir(), func() config.Secrets { return config.Secrets{} }, slog.New(slog.DiscardHandler)))
 	if *update {
 		if err := os.WriteFile(file, []byte(before+begin+table+end+after), 0o644); err != nil {
 			t.Fatal(err)

@@ -61,6 +61,9 @@ func (a *Activities) FindOrphanedSandboxes(ctx context.Context, in orchestrator.
 	}
 	var found []orphan
 	for _, name := range a.Providers.Names() {
+		if !ready(ctx, a.Providers[name]) {
+			continue // strangers says so when it was ever used
+		}
 		orphans := s.provider(ctx, name, out.Kept)
 		found = append(found, orphans...)
 		if in.After == "" && !in.DryRun { // once a round
@@ -276,8 +279,11 @@ func (s *scan) strangers(ctx context.Context) {
 			return
 		}
 		name := strings.TrimPrefix(o.Key, providersUsed+"/")
-		if s.a.Providers[name] == nil {
+		switch p := s.a.Providers[name]; {
+		case p == nil:
 			s.problem("provider %s has made sandboxes for this installation and is not configured any more: nobody looks for what it may still run", name)
+		case !ready(ctx, p):
+			s.problem("provider %s has made sandboxes for this installation and has no key any more: nobody looks for what it may still run", name)
 		}
 	}
 }

@@ -350,6 +350,9 @@ type watched struct {
 	before func()
 }
 
+// HostBound: as the one that it wraps.
+func (w *watched) HostBound() {}
+
 func (w *watched) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Ref, error) {
 	w.before()
 	return w.Provider.Create(ctx, spec)

@@ -46,7 +46,7 @@ func (s *scan) bases(ctx context.Context, dry bool) []orchestrator.CleanupItem {
 	var items []orchestrator.CleanupItem
 	for _, name := range s.a.Providers.Names() {
 		snap, ok := sandbox.As[sandbox.Snapshotter](s.a.Providers[name])
-		if !ok {
+		if !ok || !ready(ctx, s.a.Providers[name]) {
 			continue
 		}
 		failed := map[string]bool{}

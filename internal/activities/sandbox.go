@@ -149,6 +149,13 @@ func hostPort(address string) string {
 	return u.Hostname() + ":" + port
 }
 
+// ready reports whether the provider can be asked for anything. One that was
+// given no key has nothing of ours.
+func ready(ctx context.Context, p sandbox.Provider) bool {
+	gated, ok := sandbox.As[sandbox.Gated](p)
+	return !ok || gated.Ready(ctx) == nil
+}
+
 func (a *Activities) hostBound(provider string) bool {
 	p, err := a.Providers.Get(provider)
 	if err != nil {

@@ -40,6 +40,9 @@ func storedBases(ctx context.Context, env *Env) ([]storedBase, error) {
 		if !ok {
 			continue
 		}
+		if gated, ok := sandbox.As[sandbox.Gated](set[name]); ok && gated.Ready(ctx) != nil {
+			continue // without a key there is nobody to ask
+		}
 		infos, err := snap.Bases(ctx)
 		if err != nil {
 			return nil, err

@@ -39,7 +39,7 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 		c.all = append(c.all, p.parts.CheckHost(ctx, sandboxDir(cfg))...)
 	}
 	if p.parts.Providers != nil {
-		c.all = append(c.all, checkTiers(p.providers(cfg, slog.New(slog.DiscardHandler))))
+		c.all = append(c.all, checkTiers(p.providers(cfg, p.secrets(cfg), slog.New(slog.DiscardHandler))))
 	}
 	c.programs(cfg, p.program(cfg))
 	c.credentials(ctx, cfg, p.env.Getenv)

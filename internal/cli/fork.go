@@ -163,7 +163,7 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	if err := isolate(env, &plan); err != nil {
 		return opts, err
 	}
-	if err := known(env, plan); err != nil {
+	if err := known(cmd.Context(), env, plan); err != nil {
 		return opts, err
 	}
 	if plan.AgentPath, err = agentPath(env, plan.Agent, f.agentPath); err != nil {
@@ -190,8 +190,8 @@ func branchFlag(cmd *cobra.Command, value string) (string, error) {
 }
 
 // known checks the words of the plan that must be known to this program.
-func known(env *Env, plan fork.Plan) error {
-	if err := knownPlace(env, plan); err != nil {
+func known(ctx context.Context, env *Env, plan fork.Plan) error {
+	if err := knownPlace(ctx, env, plan); err != nil {
 		return err
 	}
 	prices, err := loadPrices(env.Globals.Config)
@@ -205,7 +205,7 @@ func known(env *Env, plan fork.Plan) error {
 }
 
 // knownPlace is known without the model.
-func knownPlace(env *Env, plan fork.Plan) error {
+func knownPlace(ctx context.Context, env *Env, plan fork.Plan) error {
 	if _, err := agent.ByName(plan.Agent); err != nil {
 		return err
 	}
@@ -214,11 +214,17 @@ func knownPlace(env *Env, plan fork.Plan) error {
 		if err != nil {
 			return err
 		}
-		p, err := set.Get(plan.Provider)
+		provider, err := set.Get(plan.Provider)
 		if err != nil {
 			return err
 		}
-		if err := reachable(env, plan, p); err != nil {
+		// The worker of another engine has credentials of its own.
+		if gated, ok := sandbox.As[sandbox.Gated](provider); ok && env.Globals.Config.Embedded() {
+			if err := gated.Ready(ctx); err != nil {
+				return err
+			}
+		}
+		if err := reachable(env, plan, provider); err != nil {
 			return err
 		}
 	}

@@ -10,8 +10,8 @@ import (
 )
 
 func TestIsolationChoosesTheProvider(t *testing.T) {
-	with := sandbox.Set{"local": nil, "gvisor": nil, "far": nil}
-	without := sandbox.Set{"local": nil, "far": nil}
+	with := sandbox.Set{"local": shed{}, "gvisor": shed{}, "far": shed{}}
+	without := sandbox.Set{"local": shed{}, "far": shed{}}
 	file := filepath.Join(t.TempDir(), "config.toml")
 	write(t, file, "[fork]\nisolation = \"gvisor\"\n")
 	for name, r := range map[string]struct {

@@ -19,7 +19,7 @@ func (p *plugged) newNamespace(env *Env) *cobra.Command {
 		Use:     "namespace",
 		GroupID: groupService,
 		Short:   "Make a Temporal cluster ready for runs",
-		Long:    "Namespace looks after the namespace of a cluster that runs live in. The engine has\none of its own, and needs none of this." + exits(exitOK, exitUsage),
+		Long:    "Namespace looks after the namespace of a cluster that runs live in. The engine\nhas one of its own, and needs none of this." + exits(exitOK, exitUsage),
 		Example: "  sandbox-temporal namespace create",
 		Args:    args(),
 		RunE:    onlyCommands,
@@ -39,9 +39,9 @@ func (p *plugged) newNamespaceCreate(env *Env) *cobra.Command {
 		Short: "Make the namespace and its search attributes",
 		Long: `Create makes the namespace of --namespace in the cluster of TEMPORAL_ADDRESS,
 and the search attributes by which "list --query" and Temporal's web page filter
-runs: ` + strings.Join(attributeNames(), ", ") + `.
+runs: ` + strings.Join(attributeNames(), ",\n") + `.
 What is there already stays as it is.` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
-		Example: "  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal namespace create --retention 30",
+		Example: "  sandbox-temporal namespace create --address temporal.example.com:7233 --retention 30",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if days < 1 || days > 3650 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"sync"
 
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
@@ -26,7 +27,8 @@ type Parts struct {
 	Sweep func(ctx context.Context, c client.Client, namespace, identity string, log *slog.Logger) (int, error)
 
 	// Providers makes the places for sandboxes, with their state in dir.
-	Providers func(dir string, log *slog.Logger) sandbox.Set
+	// The secrets are asked for anew whenever they are needed.
+	Providers func(dir string, secrets func() config.Secrets, log *slog.Logger) sandbox.Set
 
 	// CheckHost says what would keep local sandboxes from working here.
 	CheckHost func(ctx context.Context, dir string) []Finding
@@ -62,7 +64,9 @@ func Plug(env *Env, parts Parts) {
 	env.Artifacts = p.artifacts
 	env.Work = p.work
 	env.Books = p.books
-	env.Providers = func(g Globals) (sandbox.Set, error) { return p.providers(g.Config, slog.New(slog.DiscardHandler)), nil }
+	env.Providers = func(g Globals) (sandbox.Set, error) {
+		return p.providers(g.Config, p.secrets(g.Config), slog.New(slog.DiscardHandler)), nil
+	}
 	env.Doctor = p.doctor
 	env.Trace = p.trace
 	env.Commands = append(env.Commands,
@@ -82,6 +86,20 @@ func home(cfg *config.Config) (*config.Config, error) { return cfg, endpoint.Pre
 // sandboxDir is where providers keep the state of their sandboxes.
 func sandboxDir(cfg *config.Config) string { return filepath.Join(cfg.Home, "sandboxes") }
 
-func (p *plugged) providers(cfg *config.Config, log *slog.Logger) sandbox.Set {
-	return p.parts.Providers(sandboxDir(cfg), log)
+func (p *plugged) providers(cfg *config.Config, secrets func() config.Secrets, log *slog.Logger) sandbox.Set {
+	return p.parts.Providers(sandboxDir(cfg), secrets, log)
+}
+
+// secrets returns what a command knows: its own environment's credentials, and
+// what was lent to the engine of the state folder before. Those that cannot be
+// read are reported by who needs them.
+func (p *plugged) secrets(cfg *config.Config) func() config.Secrets {
+	return sync.OnceValue(func() config.Secrets {
+		v, err := openVault(cfg.Home, p.env.Getenv)
+		if err != nil {
+			s, _ := config.ReadSecrets(p.env.Getenv)
+			return s
+		}
+		return v.secrets()
+	})
 }

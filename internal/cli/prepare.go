@@ -74,7 +74,7 @@ func completePlan(cmd *cobra.Command, env *Env, plan *fork.Plan, source, branch,
 	if err := isolate(env, plan); err != nil {
 		return err
 	}
-	if err := knownPlace(env, *plan); err != nil {
+	if err := knownPlace(cmd.Context(), env, *plan); err != nil {
 		return err
 	}
 	if plan.AgentPath, err = agentPath(env, plan.Agent, agentPathFlag); err != nil {

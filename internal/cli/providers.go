@@ -45,6 +45,7 @@ have the sandboxes made there:
 		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), env, opts) },
 	}
 	outputFlag(cmd, &opts.Output)
+	cmd.AddCommand(newProvidersCheck(env))
 	return cmd
 }
 

@@ -241,8 +241,8 @@ func TestAttachJoinsTwoTerminals(t *testing.T) {
 	scr.await(t, "screen-256color 31 97")
 	scr.await(t, "both")
 	// A key that would end this program, were it not the other terminal's.
-	scr.press(t, "sleep 600\r")
-	scr.await(t, "sleep 600")
+	scr.press(t, "echo begun $((20+1)); sleep 600\r")
+	scr.await(t, "begun 21") // and not what was typed, which comes back before it is done
 	scr.press(t, "\x03")
 	scr.press(t, "echo still $((40+2)) here\r")
 	scr.await(t, "still 42 here")

@@ -8,6 +8,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
 )
 
@@ -23,7 +24,7 @@ const (
 func (p *plugged) startTraces(ctx context.Context, log *slog.Logger, part string) *tracing.Tracing {
 	t, err := tracing.Start(ctx, tracing.Options{Getenv: p.env.Getenv, Service: program + "-" + part, Version: p.env.Version, Logger: log})
 	if err != nil {
-		log.Warn("There will be no traces", "error", err, "hint", fault.HintOf(err))
+		log.Warn("There will be no traces", logs.Error, err, logs.Hint, fault.HintOf(err))
 	}
 	return t
 }

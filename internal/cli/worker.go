@@ -125,7 +125,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 		port = host.NoMetrics
 	}
 	return host.Start(ctx, host.Options{
-		Temporal: c, Home: cfg.Home, Providers: p.providers(cfg, log), Prices: prices,
+		Temporal: c, Home: cfg.Home, Providers: p.providers(cfg, v.secrets, log), Prices: prices,
 		ModelCredentials: func(context.Context) (gateway.Credentials, error) {
 			s := v.secrets()
 			return gateway.Credentials{APIKey: string(s.AnthropicKey), AuthToken: string(s.AnthropicAuthToken), BaseURL: s.AnthropicBaseURL,

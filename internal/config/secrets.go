@@ -59,6 +59,18 @@ type Secrets struct {
 	GitHubToken        Secret // GITHUB_TOKEN
 	GitHubServer       string // GITHUB_SERVER_URL, the only server that the token is for
 	E2BKey             Secret // E2B_API_KEY
+	E2B                E2B    // where that key is for
+}
+
+// E2B says where sandboxes of E2B are made, and of what. Empty: as E2B has it.
+type E2B struct {
+	APIURL     string `json:"api_url,omitempty"`     // E2B_API_URL
+	Domain     string `json:"domain,omitempty"`      // E2B_DOMAIN
+	SandboxURL string `json:"sandbox_url,omitempty"` // E2B_SANDBOX_URL
+	Debug      bool   `json:"debug,omitempty"`       // E2B_DEBUG
+	CAFile     string `json:"ca_file,omitempty"`     // SANDBOX_TEMPORAL_E2B_CA
+	Template   string `json:"template,omitempty"`    // SANDBOX_TEMPORAL_E2B_TEMPLATE
+	Plan       string `json:"plan,omitempty"`        // SANDBOX_TEMPORAL_E2B_PLAN
 }
 
 // Texts returns the secrets that are set, for who keeps them out of what is
@@ -89,11 +101,16 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 		GitHubToken:        Secret(get("GITHUB_TOKEN")),
 		GitHubServer:       strings.TrimRight(get("GITHUB_SERVER_URL"), "/"),
 		E2BKey:             Secret(get("E2B_API_KEY")),
+		E2B: E2B{
+			APIURL: strings.TrimRight(get("E2B_API_URL"), "/"), Domain: get("E2B_DOMAIN"), SandboxURL: strings.TrimRight(get("E2B_SANDBOX_URL"), "/"),
+			Debug: strings.EqualFold(get("E2B_DEBUG"), "true"), CAFile: get("SANDBOX_TEMPORAL_E2B_CA"),
+			Template: get("SANDBOX_TEMPORAL_E2B_TEMPLATE"), Plan: get("SANDBOX_TEMPORAL_E2B_PLAN"),
+		},
 	}
 	if s.GitHubServer == "" {
 		s.GitHubServer = defaultGitHub
 	}
-	for name, addr := range map[string]string{"ANTHROPIC_BASE_URL": s.AnthropicBaseURL, "OPENAI_BASE_URL": s.OpenAIBaseURL, "GITHUB_SERVER_URL": s.GitHubServer} {
+	for name, addr := range map[string]string{"ANTHROPIC_BASE_URL": s.AnthropicBaseURL, "OPENAI_BASE_URL": s.OpenAIBaseURL, "GITHUB_SERVER_URL": s.GitHubServer, "E2B_API_URL": s.E2B.APIURL} {
 		if err := webAddress(addr); err != nil {
 			return Secrets{}, fault.New(op, fault.Invalid, "%s: %w", name, err).
 				Hinted("Set %s to an address such as https://example.com, or unset it.", name)
@@ -120,8 +137,8 @@ func (s Secrets) Or(older Secrets) Secrets {
 	if s.GitHubToken == "" {
 		s.GitHubToken, s.GitHubServer = older.GitHubToken, older.GitHubServer
 	}
-	if s.E2BKey == "" {
-		s.E2BKey = older.E2BKey
+	if s.E2BKey == "" && !s.E2B.Debug {
+		s.E2BKey, s.E2B = older.E2BKey, older.E2B
 	}
 	return s
 }
@@ -134,6 +151,7 @@ type revealed struct {
 	GitHubToken        string `json:"github_token,omitempty"`
 	GitHubServer       string `json:"github_server,omitempty"`
 	E2BKey             string `json:"e2b_key,omitempty"`
+	E2B                E2B    `json:"e2b,omitzero"`
 	OpenAIKey          string `json:"openai_key,omitempty"`
 	OpenAIBaseURL      string `json:"openai_base_url,omitempty"`
 }
@@ -142,7 +160,7 @@ type revealed struct {
 // mode 0600 and for nothing else.
 func (s Secrets) Reveal() ([]byte, error) {
 	return json.Marshal(revealed{string(s.AnthropicKey), string(s.AnthropicAuthToken), s.AnthropicBaseURL,
-		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey), string(s.OpenAIKey), s.OpenAIBaseURL})
+		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey), s.E2B, string(s.OpenAIKey), s.OpenAIBaseURL})
 }
 
 // ParseSecrets reads what Reveal wrote. An error does not quote the data.
@@ -154,7 +172,7 @@ func ParseSecrets(data []byte) (Secrets, error) {
 	return Secrets{
 		AnthropicKey: Secret(r.AnthropicKey), AnthropicAuthToken: Secret(r.AnthropicAuthToken), AnthropicBaseURL: r.AnthropicBaseURL,
 		OpenAIKey: Secret(r.OpenAIKey), OpenAIBaseURL: r.OpenAIBaseURL,
-		GitHubToken: Secret(r.GitHubToken), GitHubServer: r.GitHubServer, E2BKey: Secret(r.E2BKey),
+		GitHubToken: Secret(r.GitHubToken), GitHubServer: r.GitHubServer, E2BKey: Secret(r.E2BKey), E2B: r.E2B,
 	}, nil
 }
 

@@ -15,13 +15,16 @@ const hush = "sk-ant-Very-Secret-123"
 
 func full() Secrets {
 	return Secrets{AnthropicKey: hush + "1", AnthropicAuthToken: hush + "2", AnthropicBaseURL: "https://api.example.com",
-		GitHubToken: hush + "3", GitHubServer: "https://git.example.com", E2BKey: hush + "4"}
+		GitHubToken: hush + "3", GitHubServer: "https://git.example.com", E2BKey: hush + "4",
+		E2B: E2B{APIURL: "https://e2b.example.com", Domain: "example.org:8443", Debug: true, CAFile: "/ca.pem", Template: "mine", Plan: "pro"}}
 }
 
 func TestSecretsAreReadFromTheEnvironment(t *testing.T) {
 	got, err := ReadSecrets(vars{
 		"ANTHROPIC_API_KEY": " " + hush + "1\r\n", "ANTHROPIC_AUTH_TOKEN": hush + "2", "ANTHROPIC_BASE_URL": "https://api.example.com/",
 		"GITHUB_TOKEN": hush + "3", "GITHUB_SERVER_URL": "https://git.example.com", "E2B_API_KEY": hush + "4",
+		"E2B_API_URL": "https://e2b.example.com/", "E2B_DOMAIN": "example.org:8443", "E2B_DEBUG": "true", "SANDBOX_TEMPORAL_E2B_CA": "/ca.pem",
+		"SANDBOX_TEMPORAL_E2B_TEMPLATE": "mine", "SANDBOX_TEMPORAL_E2B_PLAN": "pro",
 	}.get)
 	if err != nil || got != full() {
 		t.Errorf("%v: %s", err, got)

@@ -254,6 +254,9 @@ func (h *Host) count(reg *prometheus.Registry) *metrics.Metrics {
 func (h *Host) sandboxes(ctx context.Context) map[string]int {
 	all := map[string]int{}
 	for _, name := range h.o.Providers.Names() {
+		if gated, ok := sandbox.As[sandbox.Gated](h.o.Providers[name]); ok && gated.Ready(ctx) != nil {
+			continue // without a key there is nobody to ask
+		}
 		infos, err := h.o.Providers[name].List(ctx, map[string]string{
 			sandbox.LabelDeployment: h.o.Deployment, sandbox.LabelNamespace: h.o.Namespace,
 		})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 )
 
 // listen opens the gateway to sandboxes on other hosts, where it is to be.
@@ -42,7 +43,7 @@ func (h *Host) listen(ctx, serve context.Context) error {
 			h.fail(err)
 		}
 	})
-	o.Logger.Info("The gateway answers sandboxes on other hosts", "url", o.GatewayURL, "address", ln.Addr().String(), "tls", config != nil)
+	o.Logger.Info("The gateway answers sandboxes on other hosts", logs.URL, o.GatewayURL, logs.Address, ln.Addr().String(), logs.TLS, config != nil)
 	return nil
 }
 

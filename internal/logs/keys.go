@@ -36,5 +36,7 @@ const (
 	Queue      = "queue"
 	Namespace  = "namespace"
 	Address    = "address"
+	URL        = "url"
+	TLS        = "tls" // whether
 	Hint       = "hint"
 )

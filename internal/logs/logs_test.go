@@ -108,10 +108,10 @@ func TestLinesOfTemporalNameRunAndFork(t *testing.T) {
 		say       func()
 		run, fork any
 	}{
-		{func() { log.Error("Activity error.", "WorkflowID", "sandbox-orch-0123abcd-fork-12") }, "sandbox-orch-0123abcd", 12.},
-		{func() { log.With("WorkflowID", "sandbox-orch-0123abcd-fork-3", "Attempt", 1).Warn("w") }, "sandbox-orch-0123abcd", 3.},
-		{func() { log.Info("i", "wf-id", "sandbox-orch-0123abcd") }, "sandbox-orch-0123abcd", nil},
-		{func() { log.Info("i", "WorkflowID", "somebody-elses-fork-3") }, nil, nil},
+		{func() { log.Error("Activity error.", "WorkflowID", "sandbox-orch-0123abcd-fork-12") }, "sandbox-orch-0123abcd", 12.},   //nolint:sloglint // Temporal writes them so
+		{func() { log.With("WorkflowID", "sandbox-orch-0123abcd-fork-3", "Attempt", 1).Warn("w") }, "sandbox-orch-0123abcd", 3.}, //nolint:sloglint // Temporal writes them so
+		{func() { log.Info("i", "wf-id", "sandbox-orch-0123abcd") }, "sandbox-orch-0123abcd", nil},                               //nolint:sloglint // Temporal writes them so
+		{func() { log.Info("i", "WorkflowID", "somebody-elses-fork-3") }, nil, nil},                                              //nolint:sloglint // Temporal writes them so
 		{func() { log.Info("i") }, nil, nil},
 	} {
 		out.Reset()

@@ -8,6 +8,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 )
 
 // What a CleanupItem can be.
@@ -93,7 +94,7 @@ func remove(ctx workflow.Context, orphan CleanupSandboxInput, item *CleanupItem,
 	done, err := attempt(ctx, cleaning, CleanupSandbox, orphan)
 	switch {
 	case err != nil:
-		workflow.GetLogger(ctx).Error("Orphan left behind", "sandbox", orphan.Ref.ID, "error", err)
+		workflow.GetLogger(ctx).Error("Orphan left behind", logs.Run, orphan.Run, logs.Fork, orphan.Num, logs.Sandbox, orphan.Ref.ID, logs.Error, err)
 		item.Kept = fork.Cut(err.Error(), problemText)
 		out.problem(fmt.Sprintf("sandbox %s of %s was not removed: %v", orphan.Ref.ID, orphan.Provider, err))
 	case done.Kept != "":

@@ -129,7 +129,12 @@ func TestTheCodecEndpointServesTheWebPageOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := func(method, path, origin, host string) (*http.Response, string) {
+	type answer struct {
+		status int
+		header http.Header
+		text   string
+	}
+	ask := func(method, path, origin, host string) answer {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, srv.URL+path, bytes.NewReader(body))
 		if err != nil {
@@ -147,26 +152,26 @@ func TestTheCodecEndpointServesTheWebPageOnly(t *testing.T) {
 		defer res.Body.Close()
 		var b bytes.Buffer
 		_, _ = b.ReadFrom(res.Body)
-		return res, b.String()
+		return answer{res.StatusCode, res.Header, b.String()}
 	}
-	res, text := ask(http.MethodPost, k.Path()+"/decode", page, "")
+	res := ask(http.MethodPost, k.Path()+"/decode", page, "")
 	var got commonpb.Payloads
-	if err := protojson.Unmarshal([]byte(text), &got); err != nil || res.Header.Get("Access-Control-Allow-Origin") != page {
-		t.Fatalf("%s, %q, %v", res.Status, text, err)
+	if err := protojson.Unmarshal([]byte(res.text), &got); err != nil || res.header.Get("Access-Control-Allow-Origin") != page {
+		t.Fatalf("%d, %q, %v", res.status, res.text, err)
 	}
 	var none *Keys
 	if diff := cmp.Diff([]*commonpb.Payload{seal(t, none, "the prompt")}, got.Payloads, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	if res, _ := ask(http.MethodOptions, k.Path()+"/decode", page, ""); res.StatusCode != http.StatusNoContent {
-		t.Errorf("preflight: %s", res.Status)
+	if res := ask(http.MethodOptions, k.Path()+"/decode", page, ""); res.status != http.StatusNoContent {
+		t.Errorf("preflight: %d", res.status)
 	}
 	for _, bad := range [][3]string{
 		{k.Path() + "/decode", "http://evil.example", ""}, {k.Path() + "/decode", "", ""},
 		{k.Path() + "/decode", page, "evil.example:8080"}, {"/decode", page, ""}, {"/0000/decode", page, ""},
 	} {
-		if res, text := ask(http.MethodPost, bad[0], bad[1], bad[2]); res.StatusCode < 400 || strings.Contains(text, "payloads") {
-			t.Errorf("%q: %s", bad, res.Status)
+		if res := ask(http.MethodPost, bad[0], bad[1], bad[2]); res.status < 400 || strings.Contains(res.text, "payloads") {
+			t.Errorf("%q: %d", bad, res.status)
 		}
 	}
 }

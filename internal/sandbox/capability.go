@@ -180,3 +180,11 @@ func As[C any](p Provider) (c C, ok bool) {
 	}
 	return c, false
 }
+
+// Gated is implemented by providers that need something of the user, such as
+// a key, before anything can be asked of them.
+type Gated interface {
+	// Ready returns nil when it is there. It does not ask whether what is
+	// there is good.
+	Ready(ctx context.Context) error
+}

@@ -78,7 +78,7 @@ type Options struct {
 	// [Check] asks it. It is not part of this package because the packages that
 	// it needs are a burden to the supervisor of every sandbox. Nil: nobody is
 	// asked.
-	ModuleVersion func(program, module string) string
+	ModuleVersion func(program, module string) string `json:"-"`
 
 	// Logger hears what no caller can be told. Nil: nobody does.
 	Logger *slog.Logger

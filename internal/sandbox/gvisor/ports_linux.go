@@ -46,7 +46,7 @@ func dial(port int, s *stream) (func(bool), error) {
 	var refused error
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		var err error
-		if c, err = net.DialTimeout("tcp", net.JoinHostPort(host, strconv.Itoa(port)), dialTime); err == nil {
+		if c, err = (&net.Dialer{Timeout: dialTime}).DialContext(context.Background(), "tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
 			break
 		}
 		if refused == nil {

@@ -30,6 +30,7 @@ type box struct {
 	init *os.Process   // pid 1 of the box, as the host counts
 
 	closing sync.Once
+	held    string // processes that were stopped before all were; who stops holds the gate of the sandbox
 }
 
 var errClosed = errors.New("the sandbox has ended")
@@ -253,11 +254,16 @@ func (b *box) close() {
 	<-b.over
 }
 
-// all sends a signal to every process of the box but the first, at once:
-// none can fork itself out of it.
+// all stops every process of the box but the first, at once: none can fork
+// itself out of it. What a user of the box stopped before stays so when they
+// continue.
 func (b *box) all(sig string) error {
-	var out bytes.Buffer
-	c := exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", "kill -" + sig + " -1"}, Dir: "/", Env: []string{"PATH=" + systemPath}, Stderr: &out}
+	script := stopScript
+	if sig == "CONT" {
+		script = contScript
+	}
+	var out, held bytes.Buffer
+	c := exec.Cmd{Path: "/bin/sh", Args: []string{"sh", "-c", script, "sh", b.held}, Dir: "/", Env: []string{"PATH=" + systemPath}, Stdout: &held, Stderr: &out}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := b.do(c.Start); err != nil {
 		return err
@@ -266,8 +272,25 @@ func (b *box) all(sig string) error {
 	if err := c.Wait(); err != nil && !strings.Contains(out.String(), "No such process") {
 		return fmt.Errorf("signal all processes: %w: %s", err, out.String())
 	}
+	b.held = held.String()
 	return nil
 }
+
+// stopScript says who is stopped already, and stops all others. contScript
+// lets go on who is not among those.
+const (
+	stopScript = `for d in /proc/[0-9]*; do
+  while read -r name state rest; do
+    [ "$name" = State: ] && { [ "$state" = T ] && printf '%s ' "${d#/proc/}"; break; }
+  done 2>/dev/null < "$d/status"
+done
+kill -STOP -1`
+	contScript = `for d in /proc/[0-9]*; do
+  p=${d#/proc/}
+  case " $1" in *" $p "*) ;; *) [ "$p" = 1 ] || [ "$p" = $$ ] || kill -CONT "$p" 2>/dev/null;; esac
+done
+true`
+)
 
 // inside returns the pid that the process has in its box.
 func inside(pid int) (int, error) {
