@@ -41,7 +41,7 @@ func (p *plugged) newNamespaceCreate(env *Env) *cobra.Command {
 and the search attributes by which "list --query" and Temporal's web page filter
 runs: ` + strings.Join(attributeNames(), ",\n") + `.
 What is there already stays as it is.` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
-		Example: "  sandbox-temporal namespace create --address temporal.example.com:7233 --retention 30",
+		Example: "  sandbox-temporal namespace create --address temporal:7233 --retention 30",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if days < 1 || days > 3650 {
