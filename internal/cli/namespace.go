@@ -39,9 +39,10 @@ func (p *plugged) newNamespaceCreate(env *Env) *cobra.Command {
 		Short: "Make the namespace and its search attributes",
 		Long: `Create makes the namespace of --namespace in the cluster of TEMPORAL_ADDRESS,
 and the search attributes by which "list --query" and Temporal's web page filter
-runs: ` + strings.Join(attributeNames(), ",\n") + `.
+runs:
+` + strings.Join(attributeNames(), ", ") + `.
 What is there already stays as it is.` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
-		Example: "  sandbox-temporal namespace create --address temporal.example.com:7233 --retention 30",
+		Example: "  export TEMPORAL_ADDRESS=temporal.example.com:7233\n  sandbox-temporal namespace create --retention 30",
 		Args:    args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if days < 1 || days > 3650 {

@@ -241,8 +241,9 @@ func TestAttachJoinsTwoTerminals(t *testing.T) {
 	scr.await(t, "screen-256color 31 97")
 	scr.await(t, "both")
 	// A key that would end this program, were it not the other terminal's.
-	scr.press(t, "echo begun $((20+1)); sleep 600\r")
-	scr.await(t, "begun 21") // and not what was typed, which comes back before it is done
+	// It says itself that it runs: before that, the key would reach the shell.
+	scr.press(t, "sh -c 'echo begun $((20+1)); exec sleep 600'\r")
+	scr.await(t, "begun 21")
 	scr.press(t, "\x03")
 	scr.press(t, "echo still $((40+2)) here\r")
 	scr.await(t, "still 42 here")
