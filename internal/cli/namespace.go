@@ -40,7 +40,7 @@ func (p *plugged) newNamespaceCreate(env *Env) *cobra.Command {
 		Long: `Create makes the namespace of --namespace in the cluster of TEMPORAL_ADDRESS,
 and the search attributes by which "list --query" and Temporal's web page filter
 runs:
-` + strings.Join(attributeNames(), ", ") + `.
+  ` + strings.Join(attributeNames(), "\n  ") + `
 What is there already stays as it is.` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
 		Example: "  export TEMPORAL_ADDRESS=temporal.example.com:7233\n  sandbox-temporal namespace create --retention 30",
 		Args:    args(),
