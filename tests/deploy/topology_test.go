@@ -55,6 +55,10 @@ func newTopology(t *testing.T) *topology {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		// Sandboxes outlive their worker: those of a test that failed go here.
+		for _, pid := range naming(t, dir) {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
@@ -306,22 +310,27 @@ const goOn = "topology-goes-on"
 // agents returns the shells of the agents that wait, as this host numbers them.
 func agents(t *testing.T) []int {
 	t.Helper()
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	return slices.DeleteFunc(naming(t, "went="+goOn), func(pid int) bool {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return err != nil || strings.TrimSpace(string(name)) != "sh"
+	})
+}
+
+// naming returns the processes that have word in their command line, other
+// than this one.
+func naming(t *testing.T, word string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var found []int
-	for _, file := range processes {
+	for _, file := range files {
 		line, err := os.ReadFile(file)
-		name, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "comm"))
-		if err != nil || strings.TrimSpace(string(name)) != "sh" || !bytes.Contains(line, []byte("went="+goOn)) {
-			continue
+		pid, e := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err == nil && e == nil && pid != os.Getpid() && bytes.Contains(line, []byte(word)) {
+			found = append(found, pid)
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		found = append(found, pid)
 	}
 	return found
 }
