@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -439,6 +441,13 @@ func cmdNokey(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 	ep, err := endpoint.Read(state)
 	ts.Check(err)
+	if res, err := http.Get(ep.Metrics); err == nil { // it may be down
+		text, err := io.ReadAll(res.Body)
+		ts.Check(errors.Join(err, res.Body.Close()))
+		if bytes.Contains(text, []byte(realKey)) {
+			ts.Fatalf("the metrics hold the real key")
+		}
+	}
 	for pid := range cmdlines() {
 		if pid == os.Getpid() || pid == os.Getppid() {
 			continue
