@@ -24,6 +24,7 @@ func Capabilities() []Capability {
 		{"meter", "what a sandbox uses is known", has[Meter]},
 		{"price", "what a sandbox costs in an hour is known", has[Pricer]},
 		{"list_lag", "a list can miss what was made just now; clean-ups look again", has[Lagger]},
+		{"needs_key", "it is asked for nothing before there is a key", has[Gated]},
 	}
 }
 
