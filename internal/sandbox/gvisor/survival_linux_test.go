@@ -207,8 +207,9 @@ func TestDeadlineHoldsWithNobodyAlive(t *testing.T) {
 	s.Deadline = time.Now().Add(5 * time.Second)
 	ref := workerThatIsKilled(t, p, s, "exec sleep 987654")
 	eventually(t, "the folder is gone", func() bool {
-		boxes, _ := filepath.Glob(filepath.Join(p.dir, "*", "*", specFile))
-		return len(boxes) == 0
+		boxes, _ := filepath.Glob(filepath.Join(p.dir, sandboxesDir, "*"))
+		trash, _ := filepath.Glob(filepath.Join(p.dir, trashDir, "*"))
+		return len(boxes)+len(trash) == 0
 	})
 	eventually(t, "the processes are gone", func() bool { return processesNaming(t, instance(t, ref)) == 0 })
 	if time.Now().Before(s.Deadline) {
