@@ -262,10 +262,10 @@ func TestFiftyForksShareTenCallsASecond(t *testing.T) {
 	if refused*50 > seen {
 		t.Errorf("%d of %d calls were refused: more than 2 %%", refused, seen)
 	}
-	// Who is first has waited for all others in each of its turns but the last:
-	// four fifths of the time. On a machine that does much else, agents come to
-	// their turns late, and others are let before them.
-	if ends[0]*2 < ends[forks-1] {
+	// Without fairness the first fork is done after its own five calls, within a
+	// second or two. With it, it waits for all others in each of its turns; the
+	// pace is jittered, so which of fifty is first, and by how much, is chance.
+	if ends[0]*3 < ends[forks-1] {
 		t.Errorf("the first fork ended after %s, the last after %s", ends[0], ends[forks-1])
 	}
 }
