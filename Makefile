@@ -5,6 +5,7 @@ SHELL := /bin/bash
 FUZZTIME ?= 30s
 BENCHTIME ?= 1s
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
 
 GOLANGCI_LINT := .tools/golangci-lint-v2.15.0/golangci-lint
 WORKFLOWCHECK := .tools/workflowcheck-v0.6.0/workflowcheck
@@ -15,9 +16,10 @@ RUNSC := .tools/runsc-$(RUNSC_VERSION)/runsc
 
 .PHONY: build demo test check lint fuzz bench golden sbom clean need
 
-build: ## the three programs, in bin/; the first time compiles the Temporal server: minutes
+build: ## the programs, in bin/; the first time compiles the Temporal server: minutes
 	@scripts/need.sh go
-	CGO_ENABLED=0 go build -ldflags='-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o bin/sandbox-engine ./cmd/sandbox-temporal
+	CGO_ENABLED=0 go build -tags noembed -ldflags='$(LDFLAGS)' -o bin/ ./cmd/...
 
 demo: build ## see it work: needs no key, no account, no other server
 	@scripts/need.sh git
@@ -43,7 +45,7 @@ golden: build $(AGENTS) ## rewrite the golden files; read the diff before you co
 	scripts/golden.sh
 
 sbom: build ## what is in the program, as a CycloneDX bill of materials beside it
-	cd tests/deploy && go tool cyclonedx-gomod bin -json -output $(CURDIR)/bin/sandbox-temporal.cdx.json $(CURDIR)/bin/sandbox-temporal
+	cd tests/deploy && go tool cyclonedx-gomod bin -json -output $(CURDIR)/bin/sandbox-engine.cdx.json $(CURDIR)/bin/sandbox-engine
 
 clean: ## what make built and installed; Go's own caches stay
 	rm -rf bin .tools tests/node_modules

@@ -90,9 +90,11 @@ var floors = map[string][]string{
 	// Comes before everything else in the order of initialisation, so it
 	// imports nothing.
 	"internal/cli/hush": {},
+	// Likewise: shows help before anything is initialised. Main imports it.
+	"internal/cli/page": {},
 
 	// 6: the face: knows the seams, not what is plugged in
-	"internal/cli": {"internal/cli/hush", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
+	"internal/cli": {"internal/cli/hush", "internal/cli/page", "internal/fault", "internal/fork", "internal/sandbox", "internal/sandbox/conformance", "internal/agent",
 		"internal/repo", "internal/artifact", "internal/orchestrator", "internal/activities", "internal/config",
 		"internal/host", "internal/logs", "internal/metrics", "internal/gateway", "internal/gateway/egress", "internal/gateway/ledger", "internal/endpoint", "internal/standin", "internal/mini", "internal/demo",
 		"internal/tracing", "internal/payload"},

@@ -7,6 +7,7 @@ import (
 	"debug/buildinfo"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -15,8 +16,10 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/cli"
+	_ "github.com/sandbox-temporal/sandbox-temporal/internal/cli/page" // ends the program when it is asked for help
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/engine"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/mini"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/e2b"
@@ -27,7 +30,8 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// Words that this program starts itself with; they are no commands.
+// Words that this program starts itself with; they are no commands. The first
+// is a program beside it, too.
 const (
 	supervisorWord = "sandbox-supervisor"
 	miniWord       = "mini-agent"
@@ -52,7 +56,8 @@ func main() {
 		IsTerminal: isTerminal, Version: version,
 	}
 	cli.Plug(env, cli.Parts{
-		StartServer: startServer, Sweep: engine.Sweep, Providers: providers, CheckHost: checkHost, Executable: os.Executable,
+		StartServer: startServer, Sweep: engine.Sweep, Providers: providers, CheckHost: checkHost,
+		Program: program, Engine: engineProgram, BecomeEngine: becomeEngine,
 	})
 	code := cli.Main(ctx, env)
 	stop()
@@ -137,15 +142,64 @@ func checkHost(ctx context.Context, dir string) []cli.Finding {
 // supervisor is how a local sandbox's supervisor is started: the small program
 // installed beside this one, or else this one itself.
 func supervisor() []string {
+	if small, err := beside(supervisorWord); err == nil {
+		return []string{small}
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		exe = os.Args[0]
 	}
-	small := filepath.Join(filepath.Dir(exe), supervisorWord)
-	if st, err := os.Stat(small); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-		return []string{small}
-	}
 	return []string{exe, supervisorWord}
+}
+
+// This program is installed in one of two ways. Alone it holds the embedded
+// server and does everything. Or it is built without (tag noembed), and the
+// one that holds it stands beside it as sandbox-engine: a command that needs no
+// server does not pay for linking one.
+const (
+	clientName = "sandbox-temporal"
+	engineName = "sandbox-engine"
+)
+
+// program is the file of the smaller of the two, where there are two.
+func program() (string, error) {
+	if engine.Embedded {
+		if small, err := beside(clientName); err == nil {
+			return small, nil
+		}
+	}
+	return os.Executable()
+}
+
+// engineProgram is the file of the one that holds the server.
+func engineProgram() (string, error) {
+	if !engine.Embedded {
+		if with, err := beside(engineName); err == nil {
+			return with, nil
+		}
+	}
+	return os.Executable()
+}
+
+func becomeEngine() error {
+	if engine.Embedded {
+		return nil
+	}
+	with, err := beside(engineName)
+	if err != nil {
+		return nil //nolint:nilerr // StartServer says what this build lacks
+	}
+	err = syscall.Exec(with, append([]string{with}, os.Args[1:]...), os.Environ())
+	return fault.New("start "+with, fault.Internal, "%w", err)
+}
+
+// beside returns the program of that name in the folder of this one.
+func beside(name string) (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return exec.LookPath(filepath.Join(filepath.Dir(exe), name))
 }
 
 func startServer(ctx context.Context, o cli.ServerOptions) (cli.Server, error) {

@@ -94,17 +94,18 @@ func setUp(e *testscript.Env, bin string) error {
 	}
 	s := &session{started: time.Now(), pids: map[string]string{}}
 	e.Values[sessionKey{}] = s
-	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	goenv, err := exec.Command("go", "env", "GOROOT", "GOCACHE").Output()
 	if err != nil {
 		return err
 	}
-	path := bin + ":" + filepath.Join(strings.TrimSpace(string(goroot)), "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	goroot, gocache, _ := strings.Cut(strings.TrimSpace(string(goenv)), "\n")
+	path := bin + ":" + filepath.Join(goroot, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	e.Vars = append(e.Vars,
 		"HOME="+home, "PATH="+path, "SANDBOX_TEMPORAL_HOME="+state, "STATE="+state,
 		"SANDBOX_TEMPORAL_PORT=0", "SANDBOX_TEMPORAL_UI_PORT=0", "METRICS_PORT=0",
 		"ANTHROPIC_API_KEY="+realKey, "OPENAI_API_KEY="+realKey, "GIT_CONFIG_NOSYSTEM=1",
 		"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@example.invalid", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@example.invalid",
-		"NO_COLOR=1", "TERM=dumb",
+		"NO_COLOR=1", "TERM=dumb", "GOCACHE="+gocache,
 	)
 	if claude := claudePath(); claude != "" {
 		e.Vars = append(e.Vars, "CLAUDE="+claude)
@@ -124,6 +125,12 @@ func setUp(e *testscript.Env, bin string) error {
 		}
 		for _, pid := range processesOf(e.WorkDir) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		for pid := range cmdlines() { // an engine of another state folder
+			env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+			if pid != os.Getpid() && bytes.Contains(env, []byte(e.WorkDir+"/")) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
 		unmountBelow(e.WorkDir)
 		if s.model != nil {
@@ -399,11 +406,13 @@ func cmdlines() map[int][]string {
 	return all
 }
 
-// processesOf finds the processes that have dir on their command line.
+// processesOf finds the processes that have dir, or what is in it, on their
+// command line. A name that only begins as dir does is another session's.
 func processesOf(dir string) []int {
 	var pids []int
 	for pid, args := range cmdlines() {
-		if pid != os.Getpid() && strings.Contains(strings.Join(args, " "), dir) {
+		line := strings.Join(args, " ") + " "
+		if pid != os.Getpid() && (strings.Contains(line, dir+"/") || strings.Contains(line, dir+" ")) {
 			pids = append(pids, pid)
 		}
 	}

@@ -237,10 +237,7 @@ func TestAnOpenReaderDoesNotNoticeTheSeal(t *testing.T) {
 // same again, and a seal at the end.
 func TestFollowersSeeEveryByteOnceWhileALogGrows(t *testing.T) {
 	s := open(t)
-	size := 50 << 20
-	if testing.Short() {
-		size = 5 << 20
-	}
+	const size = 8 << 20
 	want := make([]byte, size)
 	chacha := rand.NewChaCha8([32]byte{1})
 	_, _ = chacha.Read(want)

@@ -221,7 +221,7 @@ func (p *plugged) startEngine(ctx context.Context, cfg *config.Config, args []st
 		ep, err = endpoint.Read(cfg.Home)
 		return ep, false, err
 	}
-	exe, err := p.parts.Executable()
+	exe, err := p.parts.Engine()
 	if err != nil {
 		return ep, false, fault.New(op, fault.Internal, "%w", err)
 	}

@@ -64,6 +64,9 @@ repository stays for you to look at; everything else is removed.` + exits(ofRuns
 const demoModel = "sonnet"
 
 func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error {
+	if err := p.parts.BecomeEngine(); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "sandbox-temporal-demo-")
 	if err != nil {
 		return fault.New("demo", fault.Denied, "%w", err).Hinted("Set TMPDIR to a folder that can be written.")

@@ -3,12 +3,18 @@ package cli
 import (
 	"bytes"
 	"context"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/cli/page"
 )
 
 // Help is part of the interface: it is read more often than the code.
@@ -88,16 +94,55 @@ func TestHelpTouchesNothingDear(t *testing.T) {
 	}
 }
 
-func TestHelpTopics(t *testing.T) {
+// TestPagesAreWhatTheCommandsSay renders the help of every command and topic
+// and compares it with the page that is shown before there are any commands.
+// With -update it writes the pages.
+func TestPagesAreWhatTheCommandsSay(t *testing.T) {
+	const dir = "page/pages"
 	s := newSession(t, newMemory())
-	s.want(t, exitOK, "help", "exit-codes")
-	golden(t, "exit-codes.golden", s.out.Bytes())
-	s.want(t, exitOK, "help", "environment")
-	golden(t, "environment.golden", s.out.Bytes())
-	s.want(t, exitOK, "help", "fork")
-	golden(t, "help-fork.golden", s.out.Bytes())
-	s.want(t, exitOK, "help")
-	golden(t, "help.golden", s.out.Bytes())
+	env := &Env{}
+	Plug(env, Parts{})
+	Plug(s.env, Parts{})
+	if *update {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rendered := map[string]bool{}
+	var walk func(c *cobra.Command, words ...string)
+	walk = func(c *cobra.Command, words ...string) {
+		for _, sub := range c.Commands() {
+			if !strings.HasPrefix(sub.Name(), "__") {
+				walk(sub, append(slices.Clone(words), sub.Name())...)
+			}
+		}
+		s.want(t, exitOK, append([]string{"help"}, words...)...)
+		file := filepath.Join(dir, page.File(words...))
+		rendered[filepath.Base(file)] = true
+		if *update {
+			if err := os.WriteFile(file, s.out.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return // what is linked in here is what was there before
+		}
+		text, ok := page.Asked(append(slices.Clone(words), "--help"))
+		if diff := cmp.Diff(string(text), s.out.String()); !ok || diff != "" {
+			t.Errorf("%q (-page +command; go test -update rewrites it):\n%s", words, diff)
+		}
+	}
+	walk(newRoot(env.complete()))
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if !rendered[f.Name()] {
+			t.Errorf("%s is the page of no command (go test -update removes it)", f.Name())
+		}
+	}
 }
 
 func TestMisspeltWordsAreUsageErrorsWithANextStep(t *testing.T) {

@@ -33,9 +33,17 @@ type Parts struct {
 	// CheckHost says what would keep local sandboxes from working here.
 	CheckHost func(ctx context.Context, dir string) []Finding
 
-	// Executable is this program's own file, which it starts again for the
-	// engine.
-	Executable func() (string, error)
+	// Program is the file of the program that sandboxes are lent for the
+	// built-in agent.
+	Program func() (string, error)
+
+	// Engine is the file of the program that "up" is started with.
+	Engine func() (string, error)
+
+	// BecomeEngine makes this process, from the start of its command line, the
+	// program that holds the embedded server. It returns nil when this program
+	// is that one, or when there is none: StartServer says so then.
+	BecomeEngine func() error
 }
 
 // ServerOptions say how the embedded server is started.

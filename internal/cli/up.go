@@ -80,6 +80,9 @@ func (p *plugged) runUp(ctx context.Context, env *Env, o upOptions) error {
 		p.tellLacks(ep)
 		return nil
 	}
+	if err := p.parts.BecomeEngine(); err != nil {
+		return err
+	}
 	log, secrets, done, err := p.logger(cfg)
 	if err != nil {
 		return err

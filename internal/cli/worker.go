@@ -159,7 +159,7 @@ func (p *plugged) program(cfg *config.Config) func(name string) (string, error) 
 		case name == "":
 			return "", fault.New("", fault.NotFound, "no program is needed")
 		case name == program:
-			path, err = p.parts.Executable()
+			path, err = p.parts.Program()
 		case name == "claude" && cfg.ClaudePath != "":
 			path = cfg.ClaudePath
 		default:

@@ -144,9 +144,9 @@ type Engine struct {
 // and is left as it is. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	const op = "engine: start"
-	if !embedded {
+	if !Embedded {
 		return nil, fault.New(op, fault.Unsupported, "this binary was built without the embedded server").
-			Hinted("Set TEMPORAL_ADDRESS to a Temporal server, or use the full build.")
+			Hinted("Install sandbox-engine beside it, or set TEMPORAL_ADDRESS to a Temporal server.")
 	}
 	if o, err = o.withDefaults(); err != nil {
 		return nil, err

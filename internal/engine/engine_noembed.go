@@ -8,9 +8,9 @@ import (
 	"net/http"
 )
 
-// embedded says whether this build holds the server. Start looks at it first
+// Embedded says whether this build holds the server. Start looks at it first
 // and calls nothing below without it.
-const embedded = false
+const Embedded = false
 
 var errNoembed = errors.New("built without the server")
 

@@ -26,8 +26,8 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
-// embedded says whether this build holds the server.
-const embedded = true
+// Embedded says whether this build holds the server.
+const Embedded = true
 
 // clusterName is upstream's own for a server that stands alone.
 const clusterName = "active"

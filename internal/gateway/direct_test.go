@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
@@ -14,6 +15,7 @@ func (r *rig) lend(a Account, attempt int) (Loan, error) {
 
 func TestWhatIsLentIsReservedUntilItIsRepaid(t *testing.T) {
 	r := newRig(t)
+	r.limits.wait = 50 * time.Millisecond // for a budget that is lent out whole
 	a := Account{Run: "r", Fork: 1, RunBudget: fork.Dollar, ForkBudget: fork.Dollar / 2}
 	loan, err := r.lend(a, 1)
 	if err != nil || loan.APIKey != realKey || loan.BaseURL != r.up.URL || loan.Limit != fork.Dollar/2 {

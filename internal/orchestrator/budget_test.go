@@ -128,6 +128,7 @@ func TestMoneyForOneForkIsItsOwn(t *testing.T) {
 	var d deeds
 	var later fork.USD
 	money := make(chan SetBudgetInput, 1)
+	added := make(chan struct{})
 	d.agent = func(_ context.Context, in RunAgentInput) (RunAgentOutput, error) {
 		switch in.Spec.Num {
 		case 1:
@@ -136,6 +137,7 @@ func TestMoneyForOneForkIsItsOwn(t *testing.T) {
 				if set.Num != 2 || set.Budget != 3*fork.Dollar {
 					return RunAgentOutput{}, fault.New("", fault.Invalid, "%+v", set)
 				}
+				<-added
 			case <-time.After(20 * time.Second):
 				return RunAgentOutput{}, fault.New("", fault.Invalid, "no money came")
 			}
@@ -156,6 +158,7 @@ func TestMoneyForOneForkIsItsOwn(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
+			close(added)
 		}}, AddBudgetInput{Num: 2, Add: 2 * fork.Dollar})
 	}, soon)
 	env.ExecuteWorkflow(OrchestrationName, p)
