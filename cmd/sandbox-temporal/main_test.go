@@ -260,6 +260,7 @@ func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	want := regexp.MustCompile(args[1])
 	var out []byte
+	pause := 50 * time.Millisecond
 	for end := time.Now().Add(time.Duration(limit) * time.Second); time.Now().Before(end); {
 		program, err := lookPath(ts, args[2])
 		ts.Check(err)
@@ -269,7 +270,8 @@ func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
 		if want.Match(out) {
 			return
 		}
-		time.Sleep(100 * time.Millisecond) // between two looks at another process
+		time.Sleep(pause) // between two looks at another process, each of which takes what others need to get there
+		pause = min(pause*2, 400*time.Millisecond)
 	}
 	ts.Fatalf("not within %d s: %s\n%s", limit, args[1], out)
 }

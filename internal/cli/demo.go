@@ -41,6 +41,7 @@ sandboxes, budget, git and the agents are the real ones; the model that answers
 them is a script, so it costs nothing and needs no account and no network.
 
 The agent is Claude Code when it is installed, else the built-in one. The
+sandboxes see the Go of this host and, read-only, its build cache. The
 repository stays for you to look at; everything else is removed.` + exits(ofRuns...),
 		Example: `  sandbox-temporal demo
   sandbox-temporal demo --agent mini --forks 5`,
@@ -112,9 +113,13 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	}
 	fmt.Fprintf(env.Stderr, "The model of this demo is a script: no account, no cost, no network. All else is real:\nengine, sandboxes, the agent (%s), budget, git. The repository: %s\n\n", o.Agent, repo)
 
-	mounts, err := toolchain(ctx)
+	mounts, compiled, err := toolchain(ctx, repo)
 	if err != nil {
 		return err
+	}
+	setup := ""
+	if !compiled {
+		setup = demo.Setup // what it compiles, the forks find compiled
 	}
 	// An interrupt ends the run first, and the engine after it.
 	engine, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -137,7 +142,7 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	err = runFork(ctx, &env, forkOptions{Wait: true, Output: "table", Plan: fork.Plan{
 		Repo: repo, Prompt: demo.Prompt, Name: "demo", Forks: o.Forks, Model: demoModel, MaxConcurrent: 3, Timeout: 10 * time.Minute,
 		Budget: o.Budget, Provider: "local", Agent: o.Agent, Mounts: mounts,
-		Setup: demo.Setup, // what it compiles, the forks find compiled
+		Setup: setup,
 	}})
 	if e := endRuns(engine, &env); err == nil {
 		err = e

@@ -32,6 +32,10 @@ Find the bug, fix it in the code (not in the tests), and make sure that all test
 // Verify is the command that says whether a fork has fixed the bug.
 const Verify = "go test ./..."
 
+// Compile is the command that leaves in Go's build cache what the agents'
+// commands need, and runs nothing of what it compiled.
+const Compile = "go vet ./... && go test -run '^$' ./..."
+
 // Setup is the command that prepares the base which the forks start from: it
 // compiles what the tests need once, so that no fork has to. It succeeds.
 const Setup = "go test -count=1 ./... >/dev/null 2>&1 || true"

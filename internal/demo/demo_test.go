@@ -147,6 +147,9 @@ func TestOnlyTheNewTestsFail(t *testing.T) {
 	if n := strings.Count(out, "--- FAIL"); n != 2 {
 		t.Errorf("%d tests fail:\n%s", n, out)
 	}
+	if out, err := command(t, dir, "sh", "-c", demo.Compile); err != nil {
+		t.Errorf("to compile them: %v\n%s", err, out)
+	}
 	git(t, dir, "checkout", "--quiet", "HEAD^")
 	if out, err := tests(t, dir); err != nil {
 		t.Errorf("the tests of the commit before fail already:\n%s", out)

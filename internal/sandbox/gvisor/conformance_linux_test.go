@@ -54,10 +54,7 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 	if err := os.Chown(dir, ordinaryUser, ordinaryUser); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-test.skip=" + t.Name() + "|ThePinnedVersion", "-test.timeout=8m", "-test.v"}
-	if testing.Short() {
-		args = append(args, "-test.short")
-	}
+	args := []string{"-test.skip=" + t.Name() + "|ThePinnedVersion", "-test.timeout=8m", "-test.v", "-test.short"}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	// The programs are where root may have closed the way for others.
 	runsc, err := findRunsc("")

@@ -24,12 +24,16 @@ import (
 const longTests = "SANDBOX_TEMPORAL_LONG_TESTS"
 
 // sized returns how much of something a test uses: a part of it, unless the
-// longest tests are asked for.
+// longest tests are asked for, and a fifth of that in short ones.
 func sized(part, whole int) int {
-	if os.Getenv(longTests) == "1" {
+	switch {
+	case os.Getenv(longTests) == "1":
 		return whole
+	case testing.Short():
+		return part / 5
+	default:
+		return part
 	}
-	return part
 }
 
 // attackFiles is after a file of its own and one of the system's.
@@ -368,9 +372,6 @@ func litter(args []string) error {
 }
 
 func TestAMillionFilesAreRemoved(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes many files")
-	}
 	n := sized(50_000, 1_000_000)
 	if os.Geteuid() != 0 {
 		n /= 10 // root's run shows the rest
@@ -423,9 +424,6 @@ func flood(args []string) error {
 // reading, far more than fits into memory. The supervisor takes all of it,
 // keeps what it may, and stays small.
 func TestAFloodOfOutputIsKeptUpToTheBound(t *testing.T) {
-	if testing.Short() {
-		t.Skip("writes much")
-	}
 	n := int64(sized(200<<20, 10<<30))
 	p := newProvider(t)
 	ref, sb := newSandbox(t, p, withAttacker(t, testSpec("flood")))

@@ -383,9 +383,6 @@ func pidsNaming(word string) (pids []int) {
 // time, with accidents, lets the reaper do its work, and counts what is left
 // on the host.
 func TestNothingIsLeftWhoeverIsKilledWhenever(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes many sandboxes")
-	}
 	n := sized(100, 1000)
 	seed := uint64(20261123)
 	p := newProvider(t)
