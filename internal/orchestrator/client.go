@@ -141,7 +141,14 @@ func (c *Client) Progress(ctx context.Context, run string) (fork.Progress, error
 	if err != nil {
 		return p, c.about(run, err)
 	}
-	if s := d.WorkflowExecutionInfo.Status; s == enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED || s == enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT {
+	// A run knows the time of its last event only, and nothing may happen in
+	// it for hours.
+	info, until := d.WorkflowExecutionInfo, time.Now()
+	if t := info.CloseTime; t != nil {
+		until = t.AsTime()
+	}
+	p.Duration = max(p.Duration, until.Sub(info.StartTime.AsTime()).Seconds())
+	if s := info.Status; s == enumspb.WORKFLOW_EXECUTION_STATUS_TERMINATED || s == enumspb.WORKFLOW_EXECUTION_STATUS_TIMED_OUT {
 		p.Status, p.Error, p.ErrorKind = fork.Cancelled, "the run was ended from outside, in Temporal; its forks clean up by themselves", string(fault.Cancelled)
 		p.Failed += p.Pending + p.Running
 		p.Pending, p.Running, p.Active, p.Preparing = 0, 0, nil, false
