@@ -116,6 +116,9 @@ func counted(reg *prometheus.Registry) func(*client.Options) {
 
 // startHost starts the worker's part of an engine, or of "worker".
 func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Client, identity string, v *vault, reg *prometheus.Registry, t *tracing.Tracing, log *slog.Logger) (*host.Host, error) {
+	if err := dumpNoCore(); err != nil {
+		return nil, err
+	}
 	prices, err := loadPrices(cfg)
 	if err != nil {
 		return nil, err
