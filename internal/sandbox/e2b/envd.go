@@ -181,6 +181,9 @@ func (s *stream) next() (event, error) {
 			if cause := context.Cause(s.ctx); cause != nil {
 				err = cause
 			}
+			if err == io.EOF { //nolint:errorlint // the end of the stream, and of nothing in it
+				s.finish()
+			}
 			return ev, err
 		}
 		s.dog.Reset(s.idle)
@@ -188,6 +191,13 @@ func (s *stream) next() (event, error) {
 			return ev, nil
 		}
 	}
+}
+
+// finish reads the end of the answer, which comes behind that of the stream,
+// so that the connection can be used again.
+func (s *stream) finish() {
+	s.dog.Reset(time.Second) // who does not end it loses the connection
+	_, _ = io.CopyN(io.Discard, s.body, 1)
 }
 
 func (s *stream) close() {
