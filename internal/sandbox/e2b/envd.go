@@ -21,6 +21,12 @@ const (
 	userRoot    = "root"
 )
 
+// basic says who asks.
+var basic = map[string][]string{
+	userAgentOf: {"Basic " + base64.StdEncoding.EncodeToString([]byte(userAgentOf+":"))},
+	userRoot:    {"Basic " + base64.StdEncoding.EncodeToString([]byte(userRoot+":"))},
+}
+
 // envd speaks to the agent process in one sandbox.
 type envd struct {
 	c       *client
@@ -46,7 +52,7 @@ func (e *envd) request(ctx context.Context, method, path, user string, body io.R
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept-Encoding", "identity")
 	if user != "" {
-		req.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":")))
+		req.Header["Authorization"] = basic[user]
 	}
 	if e.token != "" {
 		req.Header.Set("X-Access-Token", e.token)

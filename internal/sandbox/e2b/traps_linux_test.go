@@ -3,6 +3,7 @@ package e2b
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -229,5 +230,73 @@ func TestTheEndOfAPlanIsCrossedWithoutLosingTheAgent(t *testing.T) {
 	}
 	if exit, err := proc.Wait(t.Context()); err != nil || exit.Code != 8 {
 		t.Errorf("%+v, %v", exit, err)
+	}
+}
+
+func TestOneRequestAsksForTheExitAndForWhatIsNew(t *testing.T) {
+	var asked atomic.Int64
+	srv := serve(t, e2btest.Options{Observe: func(r *http.Request, _ string) {
+		if r.URL.Path == "/files" {
+			asked.Add(1)
+		}
+	}})
+	_, b := create(t, provider(t, srv), sandbox.Spec{Key: "follow"})
+	proc, err := b.Start(t.Context(), "say", shell("echo 1; while [ ! -e go ]; do sleep 0.02; done; echo 2; while [ ! -e end ]; do sleep 0.02; done; echo 3; exit 9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []byte
+	buf := make([]byte, 64)
+	look := func() (sandbox.Exit, bool) {
+		exit, ended, err := proc.Exit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := proc.ReadAt(t.Context(), sandbox.Stdout, buf, int64(len(said)))
+		if err != io.EOF { //nolint:errorlint // exactly
+			t.Fatal(err)
+		}
+		said = append(said, buf[:n]...)
+		return exit, ended
+	}
+	follow := func(to string) {
+		t.Helper()
+		for string(said) != to {
+			if _, ended := look(); ended {
+				t.Fatalf("it ended after %q", said)
+			}
+		}
+	}
+	follow("1\n")
+	asked.Store(0)
+	for range 10 {
+		look()
+	}
+	if n := asked.Load(); n != 10 {
+		t.Errorf("10 looks were %d requests", n)
+	}
+	if err := b.Upload(t.Context(), sandbox.Workspace+"/go", strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	follow("1\n2\n")
+	// What is read ahead of a living process is not what it said in the end.
+	if _, ended := look(); ended {
+		t.Fatal("it ended by itself")
+	}
+	if _, ended, err := proc.Exit(t.Context()); err != nil || ended {
+		t.Fatal(ended, err)
+	}
+	if err := b.Upload(t.Context(), sandbox.Workspace+"/end", strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		exit, ended := look()
+		if !ended {
+			continue
+		}
+		if exit.Code != 9 || string(said) != "1\n2\n3\n" {
+			t.Errorf("%+v after %q", exit, said)
+		}
+		return
 	}
 }
