@@ -66,7 +66,7 @@ func (p *process) ReadAt(ctx context.Context, stream sandbox.Stream, buf []byte,
 		return 0, nil
 	}
 	if stream == sandbox.Stdout {
-		if n, err, ok := p.takeAhead(buf, offset); ok {
+		if n, ok, err := p.takeAhead(buf, offset); ok {
 			return n, err
 		}
 		defer func() { p.noteTail(offset+int64(n), err) }()
@@ -115,20 +115,20 @@ func (p *process) read(ctx context.Context, name string, buf []byte, offset int6
 var aheadBuffers = sync.Pool{New: func() any { return new([aheadSize]byte) }}
 
 // takeAhead gives what Exit has read ahead, if that is what is asked for.
-func (p *process) takeAhead(buf []byte, offset int64) (n int, err error, ok bool) { //nolint:staticcheck // the error is a part of what is given
+func (p *process) takeAhead(buf []byte, offset int64) (n int, ok bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a := p.ahead
 	p.ahead = ahead{}
 	if a.data == nil || a.offset != offset || time.Since(a.at) > aheadTime {
-		return 0, nil, false
+		return 0, false, nil
 	}
 	n = copy(buf, a.data)
 	p.tail = -1
 	if a.end && n == len(a.data) {
 		p.tail, err = offset+int64(n), io.EOF
 	}
-	return n, err, true
+	return n, true, err
 }
 
 // noteTail remembers where the output ended.
