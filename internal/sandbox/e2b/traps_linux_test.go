@@ -300,3 +300,34 @@ func TestOneRequestAsksForTheExitAndForWhatIsNew(t *testing.T) {
 		return
 	}
 }
+
+func TestALimitThatDoesNotEndAndAnOutageSayWhatToDo(t *testing.T) {
+	always := func(f e2btest.Fault) *e2btest.Fault { f.Times = -1; return &f }
+	for name, r := range map[string]struct {
+		fault  *e2btest.Fault
+		change func(*Settings)
+		hint   string
+	}{
+		"asked too often":  {fault: always(e2btest.RateLimited("GET /v2/sandboxes", 0)), hint: "SANDBOX_TEMPORAL_E2B_PLAN"},
+		"too many at once": {fault: always(e2btest.Full("GET /v2/sandboxes", 20)), hint: "--max-concurrent"},
+		"an outage":        {fault: always(e2btest.Fault{On: "GET /v2/sandboxes", Status: http.StatusServiceUnavailable}), hint: "https://status.e2b.dev"},
+		"nobody listens":   {change: func(s *Settings) { s.APIURL = "http://127.0.0.1:1" }, hint: "E2B_API_URL"},
+		"no such name":     {change: func(s *Settings) { s.APIURL = "http://api.nowhere.invalid" }, hint: "E2B_API_URL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := serve(t, e2btest.Options{})
+			s := settingsOf(srv)
+			if r.fault != nil {
+				srv.Fault(*r.fault)
+			}
+			if r.change != nil {
+				r.change(&s)
+			}
+			_, err := New(Options{Settings: func() Settings { return s }}).List(t.Context(), nil)
+			if fault.KindOf(err) != fault.Unavailable || !strings.Contains(fault.HintOf(err), r.hint) {
+				t.Errorf("%v of kind %s, hint %q", err, fault.KindOf(err), fault.HintOf(err))
+			}
+		})
+	}
+}
