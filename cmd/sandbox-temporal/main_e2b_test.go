@@ -24,10 +24,17 @@ func cmdE2bserver(ts *testscript.TestScript, neg bool, _ []string) {
 	ts.Setenv("SANDBOX_TEMPORAL_E2B_PLAN", "pro")
 }
 
-// cmdE2bgone fails when a sandbox is left at the server.
-func cmdE2bgone(ts *testscript.TestScript, neg bool, _ []string) {
+// cmdE2bgone fails when a sandbox is left at the server; with the word bases,
+// also when a base is.
+func cmdE2bgone(ts *testscript.TestScript, neg bool, args []string) {
 	left := of(ts).e2b.Sandboxes()
 	if (len(left) > 0) != neg {
 		ts.Fatalf("%d sandboxes are at the server: %+v", len(left), left)
+	}
+	if len(args) != 1 || args[0] != "bases" {
+		return
+	}
+	if bases := of(ts).e2b.Snapshots(); len(bases) > 0 {
+		ts.Fatalf("%d bases are at the server: %v", len(bases), bases)
 	}
 }

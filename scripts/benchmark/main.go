@@ -29,6 +29,7 @@ func sections() []section {
 	return []section{
 		{"sandbox", "Local sandboxes", measureSandboxes},
 		{"gateway", "The gateway", measureGateway},
+		{"e2b", "The client of E2B", measureE2B},
 		{"go", "Go benchmarks", readGoBenchmarks},
 	}
 }
@@ -67,6 +68,13 @@ func main() {
 	}
 	if len(os.Args) == 4 && os.Args[1] == gatewayWord {
 		if err := serveGateway(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, "benchmark:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == e2bWord {
+		if err := serveE2B(os.Args[2]); err != nil {
 			fmt.Fprintln(os.Stderr, "benchmark:", err)
 			os.Exit(1)
 		}

@@ -31,7 +31,7 @@ sections, which may have been measured on different days, cannot be compared. Wi
 so that other work on the machine met all rows alike.
 `
 
-var sectionMark = regexp.MustCompile(`(?m)^<!-- section ([a-z]+) -->\n`)
+var sectionMark = regexp.MustCompile(`(?m)^<!-- section ([a-z0-9]+) -->\n`)
 
 // readDocument takes the document apart. One that does not exist is empty.
 func readDocument(name string) (document, error) {

@@ -21,6 +21,12 @@ const (
 	userRoot    = "root"
 )
 
+// basic says who asks.
+var basic = map[string][]string{
+	userAgentOf: {"Basic " + base64.StdEncoding.EncodeToString([]byte(userAgentOf+":"))},
+	userRoot:    {"Basic " + base64.StdEncoding.EncodeToString([]byte(userRoot+":"))},
+}
+
 // envd speaks to the agent process in one sandbox.
 type envd struct {
 	c       *client
@@ -46,7 +52,7 @@ func (e *envd) request(ctx context.Context, method, path, user string, body io.R
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept-Encoding", "identity")
 	if user != "" {
-		req.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":")))
+		req.Header["Authorization"] = basic[user]
 	}
 	if e.token != "" {
 		req.Header.Set("X-Access-Token", e.token)
@@ -181,6 +187,9 @@ func (s *stream) next() (event, error) {
 			if cause := context.Cause(s.ctx); cause != nil {
 				err = cause
 			}
+			if err == io.EOF { //nolint:errorlint // the end of the stream, and of nothing in it
+				s.finish()
+			}
 			return ev, err
 		}
 		s.dog.Reset(s.idle)
@@ -188,6 +197,13 @@ func (s *stream) next() (event, error) {
 			return ev, nil
 		}
 	}
+}
+
+// finish reads the end of the answer, which comes behind that of the stream,
+// so that the connection can be used again.
+func (s *stream) finish() {
+	s.dog.Reset(time.Second) // who does not end it loses the connection
+	_, _ = io.CopyN(io.Discard, s.body, 1)
 }
 
 func (s *stream) close() {

@@ -69,7 +69,8 @@ until [ -s "$S/pid" ] || [ -e "$S/exit" ]; do
   [ $n -lt 5000 ] || exit 1
 done`
 
-// runScript is what waits for the command.
+// runScript is what waits for the command. What is read by way of live says
+// also that the command has not ended.
 const runScript = `S=$1 I=$2 P=$3
 shift 3
 unset RUN
@@ -77,6 +78,7 @@ mkdir "$S" 2>/dev/null || exit 0
 echo $$ > "$S/runner"
 : > "$S/stdout"
 : > "$S/stderr"
+ln -s . "$S/live"
 setsid /bin/sh -c 'S=$1 PATH=$2
 shift 2
 echo $$ > "$S/pid"
@@ -84,7 +86,7 @@ export PATH
 unset S
 exec "$@"' run "$S" "$P" "$@" <"$I" >"$S/stdout" 2>"$S/stderr"
 st=$?
-echo $st > "$S/exit.new" && mv "$S/exit.new" "$S/exit"`
+echo $st > "$S/exit.new" && mv "$S/exit.new" "$S/exit" && rm -f "$S/live"`
 
 // signalScript sends the signal $2 to the group of the process in $1, unless
 // it has ended and its number may be another's.
@@ -105,7 +107,7 @@ for n in 1 2; do
 done
 pid=$(cat "$1/pid" 2>/dev/null)
 case $pid in ''|*[!0-9]*|0|1) ;; *) kill -s KILL -- "-$pid" 2>/dev/null;; esac
-echo 137 > "$1/exit.new" && mv "$1/exit.new" "$1/exit"`
+echo 137 > "$1/exit.new" && mv "$1/exit.new" "$1/exit" && rm -f "$1/live"`
 
 // settleScript puts an uploaded file in its place.
 const settleScript = `[ -d "$2" ] && { rm -f "$1"; exit 91; }

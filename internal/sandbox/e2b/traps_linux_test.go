@@ -3,6 +3,7 @@ package e2b
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -229,5 +230,104 @@ func TestTheEndOfAPlanIsCrossedWithoutLosingTheAgent(t *testing.T) {
 	}
 	if exit, err := proc.Wait(t.Context()); err != nil || exit.Code != 8 {
 		t.Errorf("%+v, %v", exit, err)
+	}
+}
+
+func TestOneRequestAsksForTheExitAndForWhatIsNew(t *testing.T) {
+	var asked atomic.Int64
+	srv := serve(t, e2btest.Options{Observe: func(r *http.Request, _ string) {
+		if r.URL.Path == "/files" {
+			asked.Add(1)
+		}
+	}})
+	_, b := create(t, provider(t, srv), sandbox.Spec{Key: "follow"})
+	proc, err := b.Start(t.Context(), "say", shell("echo 1; while [ ! -e go ]; do sleep 0.02; done; echo 2; while [ ! -e end ]; do sleep 0.02; done; echo 3; exit 9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []byte
+	buf := make([]byte, 64)
+	look := func() (sandbox.Exit, bool) {
+		exit, ended, err := proc.Exit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := proc.ReadAt(t.Context(), sandbox.Stdout, buf, int64(len(said)))
+		if err != io.EOF { //nolint:errorlint // exactly
+			t.Fatal(err)
+		}
+		said = append(said, buf[:n]...)
+		return exit, ended
+	}
+	follow := func(to string) {
+		t.Helper()
+		for string(said) != to {
+			if _, ended := look(); ended {
+				t.Fatalf("it ended after %q", said)
+			}
+		}
+	}
+	follow("1\n")
+	asked.Store(0)
+	for range 10 {
+		look()
+	}
+	if n := asked.Load(); n != 10 {
+		t.Errorf("10 looks were %d requests", n)
+	}
+	if err := b.Upload(t.Context(), sandbox.Workspace+"/go", strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	follow("1\n2\n")
+	// What is read ahead of a living process is not what it said in the end.
+	if _, ended := look(); ended {
+		t.Fatal("it ended by itself")
+	}
+	if _, ended, err := proc.Exit(t.Context()); err != nil || ended {
+		t.Fatal(ended, err)
+	}
+	if err := b.Upload(t.Context(), sandbox.Workspace+"/end", strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		exit, ended := look()
+		if !ended {
+			continue
+		}
+		if exit.Code != 9 || string(said) != "1\n2\n3\n" {
+			t.Errorf("%+v after %q", exit, said)
+		}
+		return
+	}
+}
+
+func TestALimitThatDoesNotEndAndAnOutageSayWhatToDo(t *testing.T) {
+	always := func(f e2btest.Fault) *e2btest.Fault { f.Times = -1; return &f }
+	for name, r := range map[string]struct {
+		fault  *e2btest.Fault
+		change func(*Settings)
+		hint   string
+	}{
+		"asked too often":  {fault: always(e2btest.RateLimited("GET /v2/sandboxes", 0)), hint: "SANDBOX_TEMPORAL_E2B_PLAN"},
+		"too many at once": {fault: always(e2btest.Full("GET /v2/sandboxes", 20)), hint: "--max-concurrent"},
+		"an outage":        {fault: always(e2btest.Fault{On: "GET /v2/sandboxes", Status: http.StatusServiceUnavailable}), hint: "https://status.e2b.dev"},
+		"nobody listens":   {change: func(s *Settings) { s.APIURL = "http://127.0.0.1:1" }, hint: "E2B_API_URL"},
+		"no such name":     {change: func(s *Settings) { s.APIURL = "http://api.nowhere.invalid" }, hint: "E2B_API_URL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := serve(t, e2btest.Options{})
+			s := settingsOf(srv)
+			if r.fault != nil {
+				srv.Fault(*r.fault)
+			}
+			if r.change != nil {
+				r.change(&s)
+			}
+			_, err := New(Options{Settings: func() Settings { return s }}).List(t.Context(), nil)
+			if fault.KindOf(err) != fault.Unavailable || !strings.Contains(fault.HintOf(err), r.hint) {
+				t.Errorf("%v of kind %s, hint %q", err, fault.KindOf(err), fault.HintOf(err))
+			}
+		})
 	}
 }
