@@ -276,7 +276,7 @@ func (p *Provider) startSupervisor(d *dwelling, word string) error {
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: extra,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if err := cmd.Start(); err != nil {
+	if err := inNoHurry(cmd.Start); err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Check that %s can be run on this machine.", program)
 	}
 	d.cmd, d.ended = cmd, make(chan struct{})
