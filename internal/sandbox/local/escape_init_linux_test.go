@@ -44,7 +44,7 @@ func newDummy(t testing.TB, init *os.Process) *dummy {
 	t.Cleanup(func() { box.Close() })
 	d := &dummy{supervisor: &supervisor{
 		box: box, log: slog.New(slog.DiscardHandler), state: ready, processes: map[string]*process{},
-		record: record{Identity: currentIdentity()}, init: &exec.Cmd{Process: init}, initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
+		record: record{Identity: currentIdentity()}, init: asInit(t, init), initDone: make(chan struct{}), heard: make(chan struct{}), over: make(chan struct{}),
 	}}
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -625,4 +625,20 @@ func FuzzBase(f *testing.F) {
 			}
 		}
 	})
+}
+
+// asInit returns the process as newInit does the one that it starts. It may be
+// no more.
+func asInit(t testing.TB, p *os.Process) *initChild {
+	t.Helper()
+	fd, err := unix.PidfdOpen(p.Pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return &initChild{pid: p.Pid, fd: -1}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "init")
+	t.Cleanup(func() { f.Close() })
+	return &initChild{p.Pid, fd, f}
 }

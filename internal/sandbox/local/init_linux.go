@@ -39,6 +39,11 @@ func initMain(sealed bool) int {
 		fmt.Fprintln(os.Stderr, "init: descriptors:", err)
 		return 1
 	}
+	// What is started from this thread sleeps as exactly as anywhere.
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, exactSlack, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "init: timer slack:", err)
+		return 1
+	}
 	unix.Umask(0o022)
 	conn, err := fileConn(os.NewFile(initSocket, "supervisor"))
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -335,4 +338,26 @@ func testForbidden(dir string) int {
 		panic(err)
 	}
 	return 0
+}
+
+// TestTimersAreExact: those of the supervisor and of init are not, and a
+// program inherits what the thread has that starts it.
+func TestTimersAreExact(t *testing.T) {
+	p := newProvider(t)
+	ref, sb := newSandbox(t, p, testSpec("timers"))
+	if got := script(t, sb, "slack", "cat /proc/self/timerslack_ns"); got != fmt.Sprint(exactSlack) {
+		t.Errorf("a program has a slack of %q", got)
+	}
+	h, err := readHandle("test", ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", h.Supervisor.PID))
+	// Of another process only root may ask.
+	if string(b) != fmt.Sprintln(lazySlack) && !errors.Is(err, os.ErrPermission) {
+		t.Errorf("the supervisor has a slack of %q: %v", b, err)
+	}
+	if own, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil || own == lazySlack {
+		t.Errorf("the worker has a slack of %d: %v", own, err)
+	}
 }

@@ -276,7 +276,7 @@ func (p *Provider) startSupervisor(d *dwelling, word string) error {
 		Dir: "/", Stdout: log, Stderr: log, ExtraFiles: extra,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if err := cmd.Start(); err != nil {
+	if err := inNoHurry(cmd.Start); err != nil {
 		return fault.New("start supervisor", fault.Invalid, "%w", err).Hinted("Check that %s can be run on this machine.", program)
 	}
 	d.cmd, d.ended = cmd, make(chan struct{})
@@ -439,17 +439,20 @@ func (p *Provider) destroyLiving(ctx context.Context, op string, h handle) error
 // askToEnd has the supervisor destroy the sandbox. One that does not even say
 // hello is not waited for: what it would do can be done without it.
 func (p *Provider) askToEnd(ctx context.Context, op string, a *attached) error {
-	soon, cancel := context.WithTimeout(ctx, 2*time.Second)
-	_, err := a.hello(soon, op)
-	cancel()
-	if err != nil {
-		return err
-	}
 	// Nor is one for ever that does not get on: what it has done by then
 	// need not be done again.
 	long, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	_, err = a.ask(long, op, request{Op: opDestroy})
+	// Most are done before there is a reason to wonder.
+	wonder := time.AfterFunc(200*time.Millisecond, func() {
+		soon, over := context.WithTimeout(long, 2*time.Second)
+		defer over()
+		if _, err := a.hello(soon, op); err != nil && soon.Err() != nil {
+			cancel()
+		}
+	})
+	defer wonder.Stop()
+	_, err := a.ask(long, op, request{Op: opDestroy})
 	return err
 }
 

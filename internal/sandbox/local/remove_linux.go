@@ -24,14 +24,21 @@ func removeTree(path, last string) error {
 	}
 	defer top.Close()
 	r := remover{top: int(top.Fd())}
-	if err := r.empty(r.top, 0, last); err != nil {
-		return &os.PathError{Op: "remove", Path: path, Err: err}
+	for {
+		if err := r.empty(r.top, 0, last); err != nil {
+			return &os.PathError{Op: "remove", Path: path, Err: err}
+		}
+		if err := os.Remove(filepath.Join(path, last)); ignoreGone(err) != nil {
+			return err
+		}
+		if err := os.Remove(path); !errors.Is(err, unix.ENOTEMPTY) {
+			return ignoreGone(err)
+		}
 	}
-	if err := os.Remove(filepath.Join(path, last)); ignoreGone(err) != nil {
-		return err
-	}
-	return ignoreGone(os.Remove(path))
 }
+
+// listed is how many names are read of a folder at a time.
+const listed = 4096
 
 type remover struct {
 	top   int // where what lies too deep is moved to, to be met again
@@ -45,18 +52,17 @@ func (r *remover) empty(dir, depth int, keep string) error {
 		if err != nil {
 			return err
 		}
-		left := 0
+		moved := r.moved
 		for _, name := range names {
 			if name == keep {
 				continue
 			}
-			left++
 			if err := r.remove(dir, name, depth); err != nil {
 				return err
 			}
 		}
-		if left == 0 {
-			return nil
+		if len(names) < listed && (dir != r.top || r.moved == moved) {
+			return nil // that was all of it
 		}
 	}
 }
@@ -69,7 +75,7 @@ func (r *remover) list(dir int) ([]string, error) {
 	}
 	f := os.NewFile(uintptr(fd), "folder")
 	defer f.Close()
-	names, err := f.Readdirnames(4096)
+	names, err := f.Readdirnames(listed)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
@@ -105,13 +111,18 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			}
 		}
 	}
-	if err := r.empty(sub, depth+1, ""); err != nil {
-		return err
+	for {
+		if err := r.empty(sub, depth+1, ""); err != nil {
+			return err
+		}
+		err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			return nil
+		case !errors.Is(err, unix.ENOTEMPTY): // somebody has added to it
+			return err
+		}
 	}
-	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	return nil
 }
 
 // openDir opens a folder, and first opens it up when its owner, who is us or

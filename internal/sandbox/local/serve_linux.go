@@ -307,7 +307,7 @@ func (o *orders) hear(s *supervisor) {
 		var a answer
 		files, err := o.link.receive(&a)
 		if err != nil {
-			_ = s.init.Process.Kill()
+			_ = s.init.kill()
 			return
 		}
 		if a.Seq == 0 {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -70,7 +69,7 @@ type supervisor struct {
 	box    *folder
 	log    *slog.Logger
 
-	init     *exec.Cmd
+	init     *initChild
 	initDone chan struct{} // closed when everything in the sandbox is dead
 	heard    chan struct{} // closed when init has said its last
 	orders   orders
@@ -372,17 +371,14 @@ func (s *supervisor) startInit() (cloned bool, err error) {
 	defer theirs.Close()
 	s.orders.open(ours, s.initDone)
 	clock := clockNamespace()
-	start := func() error {
-		s.init = &exec.Cmd{
-			Path: "/proc/self/exe", Args: append(slices.Clone(s.argv), initWord), Env: runtimeSettings(), Dir: "/",
-			Stdout: os.Stderr, Stderr: os.Stderr, ExtraFiles: []*os.File{theirs},
-			SysProcAttr: initAttr(s.record.Identity),
-		}
-		s.init.SysProcAttr.Cloneflags |= clock
+	start := func() (err error) {
+		attr := initAttr(s.record.Identity)
+		attr.Cloneflags |= clock
 		if cloned {
-			s.init.SysProcAttr.UseCgroupFD, s.init.SysProcAttr.CgroupFD = true, int(s.group.Dir().Fd())
+			attr.UseCgroupFD, attr.CgroupFD = true, int(s.group.Dir().Fd())
 		}
-		return s.init.Start()
+		s.init, err = newInit(append(slices.Clone(s.argv), initWord), theirs, attr)
+		return err
 	}
 	cloned = s.group.Dir() != nil
 	started := make(chan error)
@@ -409,8 +405,8 @@ func (s *supervisor) startInit() (cloned bool, err error) {
 			return
 		}
 		// The first process of a pid namespace is reaped after all others.
-		err = s.init.Wait()
-		s.log.Info("init ended", "how", fmt.Sprint(err))
+		how, err := s.init.wait()
+		s.log.Info("init ended", "code", how.Code, "signal", how.Signal, "err", err)
 		<-s.heard
 		spent := s.bereaved()
 		close(s.initDone)
@@ -425,7 +421,7 @@ func (s *supervisor) startInit() (cloned bool, err error) {
 		return false, cloneFault(err)
 	}
 	go s.orders.hear(s)
-	if s.left.Init, err = identify(s.init.Process.Pid); err != nil {
+	if s.left.Init, err = identify(s.init.pid); err != nil {
 		return false, err
 	}
 	return cloned, s.box.writeRemains(s.left)
@@ -513,7 +509,7 @@ func (s *supervisor) setState(to state) {
 // kill returns when everything in the sandbox is dead.
 func (s *supervisor) kill() {
 	if s.init != nil {
-		_ = s.init.Process.Kill() // an error: it is dead already
+		_ = s.init.kill() // an error: it is dead already
 		s.letDie()
 	}
 	<-s.initDone

@@ -70,7 +70,7 @@ func (s *supervisor) joinGroup(cloned bool) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.group.Add(s.init.Process.Pid, cloned); err != nil {
+		if err := s.group.Add(s.init.pid, cloned); err != nil {
 			// Init may be in some part of it, so it stays; but it limits
 			// nobody for certain.
 			s.log.Warn("not in the cgroup", "err", err)

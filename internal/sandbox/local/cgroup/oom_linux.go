@@ -20,6 +20,7 @@ type counter struct {
 	file *os.File        // memory.events, or memory.oom_control of v1
 	bell *os.File        // v1: an eventfd that the kernel writes to; nil: file itself can be waited for
 	raw  syscall.RawConn // of the one that is waited for
+	rang bool            // v1: it spoke up, and what it meant may not have been counted yet
 }
 
 // openOOMs begins to listen, where there is anything to listen to.
@@ -118,20 +119,25 @@ func (g *Group) AwaitOOM(after int) (int, error) {
 	return n, errors.Join(waitErr, err)
 }
 
-// awaitBell waits for v1, which speaks up before it kills.
+// awaitBell waits for v1, which speaks up before it kills. Until it has, one
+// look is enough: the bell keeps what rings before it is waited for.
 func (c *counter) awaitBell(after int) (int, error) {
 	for {
-		for step := time.Millisecond; step < time.Second; step *= 2 {
-			if n, err := c.count(); err != nil || n > after {
-				return n, err
-			}
+		if n, err := c.count(); err != nil || n > after {
+			return n, err
+		}
+		for step := time.Millisecond; c.rang && step < time.Second; step *= 2 {
 			// The victim is chosen now. Only the first rounds are met in
 			// practice; a kill that comes later is announced again.
 			time.Sleep(step)
+			if n, err := c.count(); err != nil || n > after {
+				return n, err
+			}
 		}
 		if _, err := c.bell.Read(make([]byte, 8)); err != nil {
 			return 0, err
 		}
+		c.rang = true
 	}
 }
 

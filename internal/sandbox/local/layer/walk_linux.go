@@ -22,7 +22,15 @@ const (
 	maxWaiting = 64 << 20
 )
 
-var errTooMany = fault.New("read folder", fault.Unsupported, "too many folders: the names of those that wait to be visited take more than %d bytes", maxWaiting)
+var errTooMany error = &fault.Error{Op: "read folder", Kind: fault.Unsupported, Err: tooMany{}}
+
+type tooMany struct{}
+
+// Error is not made when the program starts: every supervisor and init would
+// pay for it.
+func (tooMany) Error() string {
+	return fmt.Sprintf("too many folders: the names of those that wait to be visited take more than %d bytes", maxWaiting)
+}
 
 // A frame is a folder on the way from the top to where the walk is.
 type frame struct {
