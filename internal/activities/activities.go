@@ -105,6 +105,7 @@ func (a *Activities) Serve(w orchestrator.Registrar) {
 	orchestrator.PauseSandbox.Serve(w, a.PauseSandbox)
 	orchestrator.ResumeSandbox.Serve(w, a.ResumeSandbox)
 	orchestrator.CollectResult.Serve(w, a.CollectResult)
+	orchestrator.VerifyFork.Serve(w, a.VerifyFork)
 	orchestrator.CleanupSandbox.Serve(w, a.CleanupSandbox)
 	orchestrator.SetBudget.Serve(w, a.SetBudget)
 	orchestrator.RecordMetrics.Serve(w, a.RecordMetrics)

@@ -239,12 +239,17 @@ func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.R
 	return a.script(ctx, sb, "unpack", unpackScript, "BUNDLE="+at, "COMMIT="+commit, "BRANCH="+branch)
 }
 
+// userLine is a shell line of the user's. Both its outputs are one log, in the
+// order in which they were written.
+func userLine(line string, env []string) sandbox.Cmd {
+	return sandbox.Cmd{Args: []string{"/bin/sh", "-c", `exec /bin/sh -c "$1" 2>&1`, "sh", line}, Env: env}
+}
+
 func (a *Activities) setup(ctx context.Context, sb sandbox.Sandbox, line string, limits fork.Limits, env []string) error {
 	const op = "setup"
 	limited, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
-	// Both outputs are one log, in the order in which they were written.
-	proc, err := sb.Start(limited, "setup", sandbox.Cmd{Args: []string{"/bin/sh", "-c", `exec /bin/sh -c "$1" 2>&1`, "setup", line}, Env: env})
+	proc, err := sb.Start(limited, op, userLine(line, env))
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,9 @@ const maxBundle = 2 << 30
 // collectRef is the ref under which a fork's work travels.
 const collectRef = "refs/sandbox/result"
 
+// resultBundle is the artifact that holds a fork's work.
+const resultBundle = "result.bundle"
+
 // CollectResult commits what the agent left in its workspace, carries it out
 // as a bundle and stores it as the fork's branch. A second call gives the same
 // answer. No branch in the answer: the agent changed nothing.
@@ -50,7 +53,7 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 		return none, err
 	}
 	defer sb.Close()
-	const out = sandbox.Home + "/result.bundle"
+	const out = sandbox.Home + "/" + resultBundle
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, "collect", sandbox.Cmd{
 		Args: []string{"/bin/sh", "-c", collectScript},
 		Env: []string{"BASE=" + in.Spec.BaseCommit, "OUT=" + out, "REF=" + collectRef,
@@ -85,7 +88,7 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 		return none, fault.Wrap(op, err)
 	}
 	defer f.Close()
-	if err := a.Artifacts.Put(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, "result.bundle"), f); err != nil {
+	if err := a.Artifacts.Put(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, resultBundle), f); err != nil {
 		return none, fault.Wrap(op, err)
 	}
 	warning := ""

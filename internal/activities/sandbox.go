@@ -28,20 +28,27 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 	if err != nil {
 		return sandbox.Ref{}, err
 	}
+	var lent []sandbox.Mount
+	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
+		if lent, err = a.agentMounts(ag, in.Spec.AgentPath); err != nil {
+			return sandbox.Ref{}, err
+		}
+	}
+	return a.createFor(ctx, provider, in, fork.WorkflowID(in.Spec.Run, in.Spec.Num), lent)
+}
+
+// createFor makes a sandbox for a fork, of which it can have more than one, by
+// their keys.
+func (a *Activities) createFor(ctx context.Context, provider sandbox.Provider, in orchestrator.CreateSandboxInput, key string, lent []sandbox.Mount) (ref sandbox.Ref, err error) {
 	spec := sandbox.Spec{
-		Key:      fork.WorkflowID(in.Spec.Run, in.Spec.Num),
+		Key:      key,
 		Base:     in.Base.Frozen,
-		Mounts:   planMounts(in.Spec.Mounts),
+		Mounts:   append(planMounts(in.Spec.Mounts), lent...),
 		Deadline: in.Deadline,
 		Labels:   a.labels(in.Spec.Run, strconv.Itoa(in.Spec.Num), in.Deadline),
 		Limits:   sandbox.Limits(in.Spec.Limits),
 	}
 	if _, ok := sandbox.As[sandbox.HostBound](provider); ok {
-		lent, err := a.agentMounts(ag, in.Spec.AgentPath)
-		if err != nil {
-			return sandbox.Ref{}, err
-		}
-		spec.Mounts = append(spec.Mounts, lent...)
 		if spec.Gateway, err = a.door(ctx, in.Spec.Run, in.Spec.Num, in.Spec.Egress, in.Spec.Repo); err != nil {
 			return sandbox.Ref{}, err
 		}
@@ -61,7 +68,7 @@ func (a *Activities) CreateSandbox(ctx context.Context, in orchestrator.CreateSa
 		}
 	}
 	creating, span := startSpan(ctx, "create sandbox", forkAttributes(in.Spec)...)
-	ref, err := a.create(creating, provider, spec, fill)
+	ref, err = a.create(creating, provider, spec, fill)
 	endSpan(span, err)
 	return ref, err
 }

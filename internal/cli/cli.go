@@ -163,6 +163,10 @@ type Artifacts interface {
 	// not let open, a fork.Refusal in JSON a line; fault.NotFound when there
 	// is none, or none yet.
 	Refused(ctx context.Context, run string, num int) (io.ReadCloser, error)
+
+	// Verified opens what the verification of fork num's work printed;
+	// fault.NotFound when there was none, or none yet.
+	Verified(ctx context.Context, run string, num int) (io.ReadCloser, error)
 }
 
 // Books is what the commands read in the ledger.

@@ -142,7 +142,7 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	err = runFork(ctx, &env, forkOptions{Wait: true, Output: "table", Plan: fork.Plan{
 		Repo: repo, Prompt: demo.Prompt, Name: "demo", Forks: o.Forks, Model: demoModel, MaxConcurrent: 3, Timeout: 10 * time.Minute,
 		Budget: o.Budget, Provider: "local", Agent: o.Agent, Mounts: mounts,
-		Setup: setup,
+		Setup: setup, Verify: demo.Verify,
 	}})
 	if e := endRuns(engine, &env); err == nil {
 		err = e

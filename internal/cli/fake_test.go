@@ -350,7 +350,8 @@ func mixedReport() fork.Report {
 
 // shelf is an artifact store in memory: transcripts by attempt.
 type shelf struct {
-	refused     string // lines of fork.Refusal
+	refused     string         // lines of fork.Refusal
+	verified    map[int]string // by fork
 	mu          sync.Mutex
 	transcripts map[[2]int]string // by fork and attempt
 	grow        map[[2]int]string // what the next question adds
@@ -361,6 +362,14 @@ func (s *shelf) Refused(context.Context, string, int) (io.ReadCloser, error) {
 		return nil, fault.New("find", fault.NotFound, "none")
 	}
 	return io.NopCloser(strings.NewReader(s.refused)), nil
+}
+
+func (s *shelf) Verified(_ context.Context, _ string, num int) (io.ReadCloser, error) {
+	text, ok := s.verified[num]
+	if !ok {
+		return nil, fault.New("find", fault.NotFound, "none")
+	}
+	return io.NopCloser(strings.NewReader(text)), nil
 }
 
 func (s *shelf) Transcript(_ context.Context, _ string, num, attempt int, offset int64) (io.ReadCloser, error) {

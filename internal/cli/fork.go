@@ -80,13 +80,14 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
 	fs.String("budget", "none", "the most `USD` that the whole run may cost")
 	fs.String("budget-per-fork", "none", "the most `USD` that each fork may cost, within the run's")
 	fs.String("on-budget", "stop", "`WHAT` a fork does when no budget covers its next call: stop, or pause until there is more money; see: budget")
+	fs.String("verify", "", "a shell `LINE` that says with status 0 that a fork's work is good; it runs in a new sandbox with nothing but that work")
 	fs.BoolVar(&f.wait, "wait", true, "wait for the run to end and report")
 	fs.BoolVar(&f.noWait, "no-wait", false, "start the run and print its id")
 	unpricedFlag(cmd)
 	sandboxFlags(fs, &f.agentPath)
 	fs.StringVar(&f.name, "name", "", "a `NAME` of your own for the run")
 	outputFlag(cmd, &f.output)
-	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "allow-unpriced")...)
+	cmd.Annotations = settings(append(sandboxSettings(), "forks", "model", "max-concurrent", "timeout", "budget", "budget-per-fork", "on-budget", "verify", "allow-unpriced")...)
 	completeFlags(cmd, env)
 	return cmd
 }
@@ -133,8 +134,8 @@ func (f *forkFlags) options(cmd *cobra.Command, env *Env, source string) (forkOp
 	plan := fork.Plan{
 		Repo: source, Name: f.name, Forks: set.Forks, Model: set.Model, MaxConcurrent: set.MaxConcurrent, Timeout: set.Timeout,
 		Budget: set.Budget, BudgetPerFork: set.BudgetPerFork,
-		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Egress: set.Egress, Mounts: set.Mounts,
-		Limits: set.Limits,
+		Provider: set.Provider, Isolation: set.Isolation, Agent: set.Agent, AgentCommand: set.AgentCommand, Setup: set.Setup, Verify: set.Verify, Egress: set.Egress,
+		Mounts: set.Mounts, Limits: set.Limits,
 	}
 	if !env.Globals.Config.IsSet("fork.model") {
 		if a, err := agent.ByName(plan.Agent); err == nil {

@@ -20,6 +20,7 @@ type logsOptions struct {
 	Target target
 	Follow bool
 	Raw    bool
+	Verify bool
 }
 
 // newLogs makes the "logs" command.
@@ -34,20 +35,25 @@ func newLogs(env *Env, run func(context.Context, *Env, logsOptions) error) *cobr
 		Short:   "Show what agents said and did",
 		Long: `Logs shows what the agent of one fork said and did, or those of all forks of a
 run, each line with the number of its fork. With --follow it goes on until the
-forks have ended.
+forks have ended. With --verify it shows what the verification of their work
+printed instead; see fork --verify.
 ` + targetHelp + exits(common...),
-		Example:           "  sandbox-temporal logs @last/1 --follow\n  sandbox-temporal logs @last/1 --raw > transcript.jsonl",
+		Example:           "  sandbox-temporal logs @last/1 --follow\n  sandbox-temporal logs @last/1 --raw > transcript.jsonl\n  sandbox-temporal logs @last/2 --verify",
 		Args:              args("RUN or RUN/N"),
 		ValidArgsFunction: completeRuns(env),
 		RunE: func(cmd *cobra.Command, words []string) (err error) {
 			if opts.Target, err = parseTarget(words[0]); err != nil {
 				return err
 			}
+			if opts.Verify && (opts.Follow || opts.Raw) {
+				return usage("Leave one of them out.", "--verify is given with --follow or --raw, which are about the agent")
+			}
 			return run(cmd.Context(), env, opts)
 		},
 	}
 	cmd.Flags().BoolVarP(&opts.Follow, "follow", "f", false, "go on until the forks have ended")
 	cmd.Flags().BoolVar(&opts.Raw, "raw", false, "print the lines as the agent wrote them; for one fork only")
+	cmd.Flags().BoolVar(&opts.Verify, "verify", false, "show what the verification of the work printed")
 	return cmd
 }
 
@@ -89,16 +95,24 @@ func runLogs(ctx context.Context, env *Env, opts logsOptions) error {
 		store: store, run: run, agent: ag, out: out, paint: env.paintFor(env.Stdout), raw: opts.Raw, only: opts.Target.num,
 		harmless: opts.Raw && env.IsTerminal(env.Stdout), many: opts.Target.num == 0 && p.Total > 1,
 	}
-	if opts.Follow {
+	nothing := "The agent has said nothing yet."
+	switch {
+	case opts.Verify:
+		nothing = "Nothing was verified yet."
+		if plan.Verify == "" {
+			nothing = "Nothing is verified of this run: it was started without --verify."
+		}
+		err = l.verified(ctx, p.Total)
+	case opts.Follow:
 		err = l.follow(ctx, w)
-	} else {
+	default:
 		err = l.all(ctx, sight{Progress: p})
 	}
 	if e := out.Flush(); err == nil {
 		err = e
 	}
 	if err == nil && !l.found {
-		fmt.Fprintln(env.Stderr, "The agent has said nothing yet.")
+		fmt.Fprintln(env.Stderr, nothing)
 	}
 	if err != nil && ctx.Err() != nil && opts.Follow {
 		sayDetached(env.Stderr, run)
@@ -228,10 +242,7 @@ func (l *logReader) refused(ctx context.Context, num int) error {
 		return err
 	}
 	defer r.Close()
-	prefix := ""
-	if l.many {
-		prefix = l.paint.in(dim, fmt.Sprintf("%d| ", num))
-	}
+	prefix := l.prefix(num)
 	for d := json.NewDecoder(io.LimitReader(r, 1<<20)); ; {
 		var refusal fork.Refusal
 		if err := d.Decode(&refusal); err != nil {
@@ -239,6 +250,44 @@ func (l *logReader) refused(ctx context.Context, num int) error {
 		}
 		fmt.Fprintln(l.out, prefix+l.paint.in(yellow, fmt.Sprintf("! no connection to %s: %s", flat(refusal.Host), flat(refusal.Reason))))
 	}
+}
+
+// verified prints what the verifications of the forks' work printed.
+func (l *logReader) verified(ctx context.Context, total int) error {
+	for num := 1; num <= total; num++ {
+		if l.only != 0 && num != l.only {
+			continue
+		}
+		r, err := l.store.Verified(ctx, l.run, num)
+		if fault.KindOf(err) == fault.NotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		l.found = true
+		var lines agent.Lines
+		show := func(line []byte) { fmt.Fprintln(l.out, l.prefix(num)+clean(string(line))) }
+		buf := make([]byte, 64<<10)
+		for n := 0; err == nil; {
+			n, err = r.Read(buf)
+			lines.Feed(buf[:n], show)
+		}
+		lines.Flush(show)
+		_ = r.Close()
+		if !errors.Is(err, io.EOF) {
+			return err
+		}
+	}
+	return nil
+}
+
+// prefix says whose a line is, when there is more than one fork.
+func (l *logReader) prefix(num int) string {
+	if !l.many {
+		return ""
+	}
+	return l.paint.in(dim, fmt.Sprintf("%d| ", num))
 }
 
 func (l *logReader) exists(ctx context.Context, num, attempt int) bool {
@@ -282,10 +331,7 @@ func (l *logReader) attempt(ctx context.Context, num int, t *transcript) (int64,
 // line returns what prints a line of the transcript of fork num. Errors of the
 // writer are kept by it and come with Flush.
 func (l *logReader) line(num int) func([]byte) {
-	prefix := ""
-	if l.many {
-		prefix = l.paint.in(dim, fmt.Sprintf("%d| ", num))
-	}
+	prefix := l.prefix(num)
 	return func(line []byte) {
 		if l.raw {
 			if l.harmless {

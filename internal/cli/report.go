@@ -34,6 +34,7 @@ func printReport(env *Env, rep fork.Report, live map[int]fork.Live, output strin
 	b.WriteString(totals(rep, live) + "\n")
 	writeHeld(&b, rep.Progress)
 	writeFailures(&b, rep)
+	writeUnverified(&b, rep)
 	if _, err := io.WriteString(env.Stdout, b.String()); err != nil {
 		return err
 	}
@@ -187,12 +188,40 @@ func writeFailures(b *strings.Builder, rep fork.Report) {
 	}
 }
 
+// writeUnverified says why work was not found good, each reason once.
+func writeUnverified(b *strings.Builder, rep fork.Report) {
+	var order []string
+	nums := map[string][]string{}
+	for _, r := range rep.Results {
+		if r.Verify == nil || r.Verify.Status == fork.Success {
+			continue
+		}
+		why := strings.TrimSpace(clean(r.Verify.Output))
+		if r.Verify.Outcome() == fork.VerifyFailed {
+			why = fmt.Sprintf("--verify ended with status %d:\n%s", r.Verify.ExitCode, why)
+		}
+		if nums[why] == nil {
+			order = append(order, why)
+		}
+		nums[why] = append(nums[why], fmt.Sprint(r.ForkNum))
+	}
+	for _, why := range order {
+		fmt.Fprintf(b, "\n%s (not verified): %s\n    See all of it with: %s logs %s/%s --verify\n", forksNamed(nums[why]), indent(why), program, flat(rep.Run), nums[why][0])
+	}
+}
+
 // indent puts the lines of s after the first under one another.
 func indent(s string) string { return strings.ReplaceAll(s, "\n", "\n    ") }
 
 // sayNext tells, on standard error, what can be done with a run's forks.
 func sayNext(env *Env, rep fork.Report) {
-	i := slices.IndexFunc(rep.Results, func(r fork.Result) bool { return r.Status == fork.Success && r.Commit != "" })
+	usable := func(r fork.Result) bool { return r.Status == fork.Success && r.Commit != "" }
+	i := slices.IndexFunc(rep.Results, func(r fork.Result) bool {
+		return usable(r) && r.Verify != nil && r.Verify.Status == fork.Success
+	})
+	if i < 0 {
+		i = slices.IndexFunc(rep.Results, usable)
+	}
 	if i < 0 {
 		return
 	}

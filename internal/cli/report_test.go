@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -75,6 +76,45 @@ func TestStatusOfARunThatCouldNotBegin(t *testing.T) {
 		t.Errorf("not said once:\n%s%s", &s.out, &s.errors)
 	}
 	golden(t, "status-broken.golden", s.out.Bytes())
+}
+
+func TestStatusOfARunThatWasVerified(t *testing.T) {
+	rep := mixedReport()
+	verify := []*fork.Verify{
+		{Status: fork.Success, Duration: 3.25}, nil,
+		{Status: fork.TimedOut, ExitCode: fork.Unverified, Duration: 60, Output: "it did not end within 1m0s\n\x1b[31mwaiting"},
+		{Status: fork.Failed, ExitCode: 1, Duration: 2, Output: "--- FAIL: TestParse\nFAIL"}, nil, nil,
+	}
+	for i := range rep.Results {
+		rep.Results[i].Verify = verify[i]
+	}
+	rep.Results = append(rep.Results, rep.Results[3])
+	rep.Results[6].ForkNum, rep.Total = 7, 7
+	s := newSession(t, ended(rep))
+	s.want(t, exitOK, "status", "@last")
+	golden(t, "status-verified.golden", s.out.Bytes())
+}
+
+func TestLogsOfVerifications(t *testing.T) {
+	rep := mixedReport()
+	m := ended(rep)
+	m.plans[testRun] = fork.Plan{Agent: "claude"}
+	shown := &shelf{verified: map[int]string{1: "ok\n", 4: "--- FAIL\n\x1b]0;title\aend"}}
+	s := newSession(t, m)
+	s.env.Artifacts = func(context.Context, Globals) (Artifacts, error) { return shown, nil }
+	s.want(t, exitOK, "logs", "@last", "--verify")
+	if got := s.out.String(); got != "1| ok\n4| --- FAIL\n4| end\n" {
+		t.Errorf("%q", got)
+	}
+	s.want(t, exitOK, "logs", "@last/4", "--verify")
+	if got := s.out.String(); got != "--- FAIL\nend\n" {
+		t.Errorf("%q", got)
+	}
+	s.want(t, exitOK, "logs", "@last/2", "--verify")
+	if s.out.Len() > 0 || !strings.Contains(s.errors.String(), "started without --verify") {
+		t.Errorf("stdout %q, stderr %q", &s.out, &s.errors)
+	}
+	s.want(t, exitUsage, "logs", "@last", "--verify", "--follow")
 }
 
 func TestReportWithoutResultsIsAListInJSON(t *testing.T) {

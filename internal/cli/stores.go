@@ -37,6 +37,11 @@ func (t transcripts) Refused(ctx context.Context, run string, num int) (io.ReadC
 	return t.store.Get(ctx, artifact.RunKey(run, num, fork.RefusedName))
 }
 
+// Verified opens what the verification printed.
+func (t transcripts) Verified(ctx context.Context, run string, num int) (io.ReadCloser, error) {
+	return t.store.Get(ctx, artifact.RunKey(run, num, fork.VerifyName))
+}
+
 // books opens the ledger of the state folder, or the one that is named.
 func (p *plugged) books(ctx context.Context, g Globals) (Books, error) {
 	r, err := ledger.OpenReader(ctx, ledger.Options{Dir: host.LedgerDir(g.Config.Home), URL: string(g.Config.LedgerURL)})

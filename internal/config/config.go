@@ -72,6 +72,7 @@ type Defaults struct {
 	Credentials   string // fork.CredentialsGateway or fork.CredentialsDirect
 	Egress        string // what the sandboxes may reach
 	Setup         string // a shell line that prepares the base
+	Verify        string // a shell line that judges a fork's work
 	Mounts        []fork.Mount
 	Limits        fork.Limits // of each sandbox
 }

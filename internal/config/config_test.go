@@ -103,6 +103,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"fork.agent":           {`"f"`, "", "l", "f", "", "l"},
 		"fork.agent_command":   {`"f {prompt}"`, "", "", "f {prompt}", "", ""},
 		"fork.setup":           {`"make"`, "", "", "make", "", ""},
+		"fork.verify":          {`"make test"`, "", "", "make test", "", ""},
 		"fork.isolation":       {`"f"`, "", "l", "f", "", "l"},
 		"fork.credentials":     {`"direct"`, "", "gateway", "direct", "", "gateway"},
 		"fork.egress":          {`"none"`, "", "open", "none", "", "open"},

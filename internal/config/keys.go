@@ -72,6 +72,7 @@ var keys = []key{
 	textKey("fork.credentials", "", "credentials", fork.CredentialsGateway, `Use "gateway" or "direct".`, credentials, func(c *Config) *string { return &c.Fork.Credentials }),
 	textKey("fork.egress", "", "egress", "registries", `Use none, registries, open, or names such as registries,example.com.`, needed, func(c *Config) *string { return &c.Fork.Egress }),
 	textKey("fork.setup", "", "setup", "", `Use a shell line.`, nil, func(c *Config) *string { return &c.Fork.Setup }),
+	textKey("fork.verify", "", "verify", "", `Use a shell line.`, nil, func(c *Config) *string { return &c.Fork.Verify }),
 	mountsKey("fork.mounts", "mount"),
 	limitKey("fork.memory", "memory", `Use a size with a unit, such as 4GiB, or "auto" for what the provider gives.`, fork.ParseBytes, fork.FormatBytes, func(l *fork.Limits) *int64 { return &l.MemoryBytes }),
 	limitKey("fork.cpus", "cpus", `Use a number of cores, such as 1.5, or "auto" for what the provider gives.`, fork.ParseCPUs, fork.FormatCPUs, func(l *fork.Limits) *int64 { return &l.CPUMillis }),

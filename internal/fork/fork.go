@@ -52,6 +52,7 @@ type Plan struct {
 	AgentCommand  string        `json:"agent_command,omitempty"`   // for the agent "command": a shell line, {prompt} substituted
 	AgentPath     string        `json:"agent_path,omitempty"`      // the agent's program on the worker's host; empty: looked up on its PATH
 	Setup         string        `json:"setup,omitempty"`           // a shell line that prepares the base once
+	Verify        string        `json:"verify,omitempty"`          // a shell line that says with status 0 that a fork's work is good; empty: nothing is verified
 	Credentials   string        `json:"credentials,omitempty"`     // how agents come by the model: CredentialsGateway or CredentialsDirect; empty: the gateway
 	Egress        string        `json:"egress,omitempty"`          // what the sandboxes may reach; empty: the default
 	Mounts        []Mount       `json:"mounts,omitempty"`          // host files the sandboxes see, read-only
@@ -101,6 +102,7 @@ type Spec struct {
 	AgentPath    string        `json:"agent_path,omitempty"`
 	Credentials  string        `json:"credentials,omitempty"` // as in Plan
 	Egress       string        `json:"egress,omitempty"`
+	Verify       string        `json:"verify,omitempty"` // as in Plan
 	Mounts       []Mount       `json:"mounts,omitempty"`
 	Limits       Limits        `json:"limits,omitzero"`
 }

@@ -67,6 +67,8 @@ func TestPlanRefusesWhatCannotBe(t *testing.T) {
 		"no time":            func(p *Plan) { p.Timeout = 0 },
 		"negative budget":    func(p *Plan) { p.Budget = -1 },
 		"command without it": func(p *Plan) { p.Agent = "command" },
+		"empty verification": func(p *Plan) { p.Verify = " " },
+		"NUL in it":          func(p *Plan) { p.Verify = "a\x00b" },
 		"it without command": func(p *Plan) { p.AgentCommand = "x" },
 	} {
 		p := good

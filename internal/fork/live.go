@@ -8,7 +8,7 @@ import (
 // Live is what can be seen of a fork while its agent works. It is the
 // heartbeat of the activity that follows the agent, so it is small.
 type Live struct {
-	Phase  string `json:"phase"`            // "create", "health", "agent", "collect", "cleanup"
+	Phase  string `json:"phase"`            // "create", "health", "agent", "collect", "verify", "cleanup"
 	Turns  int    `json:"num_turns"`        // messages of the model so far
 	Cost   USD    `json:"cost_usd"`         // by the gateway's ledger
 	Action string `json:"action,omitempty"` // the last thing the agent did, one line
@@ -25,6 +25,10 @@ func TranscriptName(attempt int) string { return fmt.Sprintf("transcript-%d.json
 // RefusedName is the name of the artifact that lists the connections that a
 // fork was not let open, a [Refusal] a line.
 const RefusedName = "egress.jsonl"
+
+// VerifyName is the name of the artifact that holds what the verification of a
+// fork's work printed; its end, when that was much.
+const VerifyName = "verify.log"
 
 // A Refusal is a connection that a fork wanted and did not get.
 type Refusal struct {

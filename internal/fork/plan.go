@@ -58,6 +58,10 @@ func (p Plan) Validate() error {
 		return bad("Use --on-budget stop, or leave --credentials out.", "only the gateway can hold an agent until there is more money")
 	case p.OnBudget != "" && p.OnBudget != OnBudgetStop && p.OnBudget != OnBudgetPause:
 		return bad("Use --on-budget stop or --on-budget pause.", "%q is nothing to do when a budget is used up", p.OnBudget)
+	case p.Verify != "" && strings.TrimSpace(p.Verify) == "":
+		return bad("Use --verify 'make test', or leave it out.", "--verify names no command")
+	case strings.ContainsRune(p.Verify, 0):
+		return bad("Give the command as text.", "--verify holds a NUL byte")
 	case p.Agent == "command" && strings.TrimSpace(p.AgentCommand) == "":
 		return bad("Say which program it is: --agent-command 'my-agent {prompt}'.", "the agent \"command\" has no command")
 	case p.Agent != "command" && p.AgentCommand != "":

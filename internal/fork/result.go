@@ -58,11 +58,40 @@ type Result struct {
 	Paused       bool    `json:"paused,omitempty"` // it stands still now; never of a fork that has ended
 }
 
-// Verify is what a verification command said of a fork's work.
+// Verify is what the plan's verification said of a fork's work. Status is one
+// of Success, which is an exit status of 0, Failed and TimedOut.
 type Verify struct {
 	Status   Status  `json:"status"`
-	ExitCode int     `json:"exit_code"`
+	ExitCode int     `json:"exit_code"` // Unverified when the command did not come to its own end
 	Duration float64 `json:"duration_seconds"`
+	Output   string  `json:"output,omitempty"` // the end of what was printed, or why it could not be run; empty after Success
+}
+
+// Unverified is the exit code of a verification that has none.
+const Unverified = -1
+
+// The words for how a verification ended, as metrics have them.
+const (
+	VerifyPassed  = "passed"
+	VerifyFailed  = "failed"
+	VerifyTimeout = "timeout"
+	VerifyError   = "error" // it could not be run
+)
+
+// VerifyOutcomes are those words.
+var VerifyOutcomes = []string{VerifyPassed, VerifyFailed, VerifyTimeout, VerifyError}
+
+// Outcome is the word for how the verification ended.
+func (v Verify) Outcome() string {
+	switch {
+	case v.Status == Success:
+		return VerifyPassed
+	case v.Status == TimedOut:
+		return VerifyTimeout
+	case v.ExitCode == Unverified:
+		return VerifyError
+	}
+	return VerifyFailed
 }
 
 // Progress counts a run's forks by where they stand.

@@ -37,6 +37,8 @@ type Metrics struct {
 	duration  *prometheus.HistogramVec
 	cost      *prometheus.HistogramVec
 	cancel    prometheus.Histogram
+	verified  *prometheus.CounterVec
+	verifying prometheus.Histogram
 
 	created    *prometheus.CounterVec
 	creation   *prometheus.HistogramVec
@@ -79,6 +81,15 @@ func New(reg prometheus.Registerer, sets Sets) *Metrics {
 			Help:    "Time from the cancellation of a fork until nothing of its sandbox was left.",
 			Buckets: []float64{.25, .5, 1, 2, 3, 4, 5, 7.5, 10, 15, 30, 60, 300},
 		}),
+		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sandbox_fork_verified_total",
+			Help: "Verifications of the work of forks, by how they ended.",
+		}, []string{"outcome"}),
+		verifying: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "sandbox_fork_verify_seconds",
+			Help:    "How long verifications of the work of forks took that came to an end of their own.",
+			Buckets: []float64{.1, .5, 1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600},
+		}),
 	}
 	// The counters begin at 0 and not at the first fork, so that a rate sees
 	// the first one too.
@@ -92,7 +103,10 @@ func New(reg prometheus.Registerer, sets Sets) *Metrics {
 		}
 		m.completed.WithLabelValues(string(status), other)
 	}
-	reg.MustRegister(m.completed, m.duration, m.cost, m.cancel)
+	for _, outcome := range fork.VerifyOutcomes {
+		m.verified.WithLabelValues(outcome)
+	}
+	reg.MustRegister(m.completed, m.duration, m.cost, m.cancel, m.verified, m.verifying)
 	m.registerSandboxes(reg)
 	m.registerGateway(reg)
 	return m
@@ -113,6 +127,14 @@ func (m *Metrics) ForkEnded(r fork.Result) {
 	}
 	if r.Cost >= 0 {
 		m.cost.WithLabelValues(model).Observe(r.Cost.Float())
+	}
+	if r.Verify == nil {
+		return
+	}
+	outcome := r.Verify.Outcome()
+	m.verified.WithLabelValues(outcome).Inc()
+	if took := r.Verify.Duration; took >= 0 && (outcome == fork.VerifyPassed || outcome == fork.VerifyFailed) {
+		m.verifying.Observe(took)
 	}
 }
 

@@ -231,6 +231,14 @@ func TestCallsAndSandboxesAreCounted(t *testing.T) {
 	m.SandboxCreated("local", time.Second, fault.New("make", fault.Full, "no space"))
 	m.OrphansFound("local", 2)
 	m.OrphansFound("local", 1)
+	for _, v := range []fork.Verify{
+		{Status: fork.Success, Duration: 2}, {Status: fork.Failed, ExitCode: 1, Duration: 3}, {Status: fork.TimedOut, ExitCode: fork.Unverified, Duration: 60},
+		{Status: fork.Failed, ExitCode: fork.Unverified}, {Status: fork.Success, Duration: math.NaN()},
+	} {
+		r := result(fork.Success, "sonnet", 5, fork.Dollar)
+		r.Verify = &v
+		m.ForkEnded(r)
+	}
 	m.ForkCancelled(3 * time.Second)
 	m.ForkCancelled(-time.Second) // a clock that was set back
 	text := scrape(t, reg)
@@ -249,6 +257,11 @@ func TestCallsAndSandboxesAreCounted(t *testing.T) {
 		`sandbox_orphans{provider="local"} 1`,
 		`sandbox_orphans_found_total{provider="local"} 3`,
 		`sandbox_cancel_seconds_count 1`,
+		`sandbox_fork_verified_total{outcome="passed"} 2`,
+		`sandbox_fork_verified_total{outcome="failed"} 1`,
+		`sandbox_fork_verified_total{outcome="timeout"} 1`,
+		`sandbox_fork_verified_total{outcome="error"} 1`,
+		`sandbox_fork_verify_seconds_sum 5`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("no line %s in\n%s", line, text)

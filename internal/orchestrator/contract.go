@@ -72,6 +72,7 @@ var (
 	RunAgent              = Activity[RunAgentInput, RunAgentOutput]{"run_agent"}
 	PauseSandbox          = Activity[HoldSandboxInput, None]{"pause_sandbox"}
 	ResumeSandbox         = Activity[HoldSandboxInput, None]{"resume_sandbox"}
+	VerifyFork            = Activity[VerifyForkInput, fork.Verify]{"verify_fork"}
 	CollectResult         = Activity[CollectResultInput, CollectResultOutput]{"collect_result"}
 	CleanupSandbox        = Activity[CleanupSandboxInput, CleanupSandboxOutput]{"cleanup_sandbox"}
 	SetBudget             = Activity[SetBudgetInput, None]{"set_budget"}
@@ -176,6 +177,14 @@ type (
 		Insertions   int    `json:"insertions"`
 		Deletions    int    `json:"deletions"`
 		Warning      string `json:"warning,omitempty"` // what else the user should know
+	}
+	// VerifyForkInput asks what the spec's verification says of the fork's work.
+	// A second call follows the same command.
+	VerifyForkInput struct {
+		Spec     fork.Spec `json:"spec"`
+		Base     Base      `json:"base"`
+		Commit   string    `json:"commit"`   // that was collected; empty: the agent changed nothing
+		Deadline time.Time `json:"deadline"` // when the sandbox of the verification destroys itself
 	}
 	// CleanupSandboxInput names everything a fork may have left: Ref, when it
 	// is known, and whatever carries the labels of the run and the fork.

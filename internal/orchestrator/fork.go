@@ -81,7 +81,7 @@ func (f *forked) sinceCancel(ctx workflow.Context) time.Duration {
 	return workflow.Now(ctx).Sub(f.cancelled)
 }
 
-// carryOut does the work: sandbox, health, agent, branch.
+// carryOut does the work: sandbox, health, agent, branch, verification.
 func (f *forked) carryOut(ctx workflow.Context) {
 	spec := f.in.Spec
 	f.deadline = f.started.Add(spec.Timeout)
@@ -102,6 +102,7 @@ func (f *forked) carryOut(ctx workflow.Context) {
 	}
 	f.hold.over = true
 	f.collect(ctx)
+	f.verify(ctx)
 }
 
 // runAgent runs the agent, twice if a second attempt can help, and reports
@@ -170,6 +171,28 @@ func (f *forked) collect(ctx workflow.Context) {
 	}
 }
 
+// verify asks whether the work is good: what there is of it, also when the
+// agent did not end well, and the base itself when a successful agent left
+// that as it was. It does not change how the fork ended.
+func (f *forked) verify(ctx workflow.Context) {
+	spec := f.in.Spec
+	if spec.Verify == "" || f.result.Commit == "" && f.result.Status != fork.Success || ctx.Err() != nil {
+		return
+	}
+	f.describe(ctx, "its work is verified")
+	p := verifying(spec.Timeout)
+	out, err := attempt(ctx, p, VerifyFork, VerifyForkInput{
+		Spec: spec, Base: f.in.Base, Commit: f.result.Commit, Deadline: workflow.Now(ctx).Add(p.limit + Grace),
+	})
+	if ctx.Err() != nil {
+		return // nobody waits for the answer any more
+	}
+	if err != nil {
+		out = fork.Verify{Status: fork.Failed, ExitCode: fork.Unverified, Output: fork.Cut(err.Error(), errorText)}
+	}
+	f.result.Verify = &out
+}
+
 // fail makes err the fork's result.
 func (f *forked) fail(err error) {
 	f.result.Status = statusOf(err)
@@ -194,5 +217,10 @@ func (f *forked) cleanUp(ctx workflow.Context) {
 // brief drops the texts that a metric has no use for.
 func brief(r fork.Result) fork.Result {
 	r.Output, r.Error, r.Hint = "", "", ""
+	if r.Verify != nil {
+		v := *r.Verify
+		v.Output = ""
+		r.Verify = &v
+	}
 	return r
 }

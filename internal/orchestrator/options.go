@@ -43,6 +43,7 @@ var (
 	pausing    = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 10 * time.Minute}
 	resuming   = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 2 * time.Hour}
 	collecting = policy{retries: retries{3, 2 * time.Second}, limit: 10 * time.Minute, total: 2 * time.Hour}
+	verifyTry  = retries{3, 2 * time.Second}
 	cleaning   = policy{retries: retries{3, 2 * time.Second}, limit: 2 * time.Minute, total: 2 * time.Hour}
 	budgeting  = policy{retries: retries{3, 2 * time.Second}, limit: time.Minute, total: 15 * time.Minute}
 	recording  = policy{retries: retries{1, 0}, limit: 10 * time.Second, total: time.Minute, local: true}
@@ -61,6 +62,12 @@ const heldSlack = time.Hour
 func following(left time.Duration) policy {
 	left = max(left, 0) + 2*time.Minute // the activity stops the agent first
 	return policy{retries: retries{1, 0}, limit: left, total: left}
+}
+
+// verifying is how a fork's work is verified: in as much time as a fork has.
+func verifying(limit time.Duration) policy {
+	limit += 10 * time.Minute // for its sandbox; the activity stops the command first
+	return policy{retries: verifyTry, limit: limit, total: limit + time.Hour}
 }
 
 // attempt runs an activity as its policy says. Temporal's own retry policy

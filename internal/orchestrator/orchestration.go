@@ -331,7 +331,8 @@ func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 	spec := fork.Spec{
 		Run: r.id, Num: num, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
 		Timeout: p.Timeout, RunBudget: p.Budget, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
-		AgentPath: p.AgentPath, Credentials: p.Credentials, Egress: p.Egress, Mounts: p.Mounts, Limits: p.Limits,
+		AgentPath: p.AgentPath, Credentials: p.Credentials, Egress: p.Egress, Verify: p.Verify,
+		Mounts: p.Mounts, Limits: p.Limits,
 	}
 	if p.BudgetPerFork > 0 {
 		spec.ForkBudget = p.BudgetPerFork + r.added[num-1]

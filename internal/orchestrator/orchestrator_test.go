@@ -31,6 +31,7 @@ type deeds struct {
 	health  func() error
 	agent   func(context.Context, RunAgentInput) (RunAgentOutput, error)
 	collect func(CollectResultInput) (CollectResultOutput, error)
+	verify  func(context.Context, VerifyForkInput) (fork.Verify, error)
 	clean   func(CleanupSandboxInput) error
 	find    func(FindOrphanedSandboxesInput) (FindOrphanedSandboxesOutput, error)
 	prepare func() error
@@ -105,6 +106,13 @@ func (d *deeds) serve(w Registrar) {
 			return d.collect(in)
 		}
 		return CollectResultOutput{Branch: fork.Branch(in.Spec.Run, in.Spec.Num), Commit: "deed", FilesChanged: 1}, nil
+	})
+	VerifyFork.Serve(w, func(ctx context.Context, in VerifyForkInput) (fork.Verify, error) {
+		d.count("verify")
+		if d.verify != nil {
+			return d.verify(ctx, in)
+		}
+		return fork.Verify{Status: fork.Success, Duration: 1.5}, nil
 	})
 	CleanupSandbox.Serve(w, func(_ context.Context, in CleanupSandboxInput) (CleanupSandboxOutput, error) {
 		d.count("clean")

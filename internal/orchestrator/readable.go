@@ -26,6 +26,8 @@ func summary(in any) string {
 		return fmt.Sprintf("%s works on fork %d, attempt %d", in.Spec.Agent, in.Spec.Num, in.Attempt)
 	case CollectResultInput:
 		return fmt.Sprintf("branch of fork %d", in.Spec.Num)
+	case VerifyForkInput:
+		return fmt.Sprintf("is the work of fork %d good?", in.Spec.Num)
 	case CleanupSandboxInput:
 		return fmt.Sprintf("remove what fork %d of %s has", in.Num, in.Run)
 	case HoldSandboxInput:
@@ -67,6 +69,9 @@ func (f *forked) describe(ctx workflow.Context, last string) {
 	}
 	if r.Branch != "" {
 		text += fmt.Sprintf("- branch: %s, %d files changed\n", code(r.Branch), r.FilesChanged)
+	}
+	if r.Verify != nil {
+		text += "- verification: " + r.Verify.Outcome() + "\n"
 	}
 	run, num := f.in.Spec.Run, f.in.Spec.Num
 	workflow.SetCurrentDetails(ctx, text+fmt.Sprintf("\n`sandbox-temporal logs %s/%d` · `sandbox-temporal diff %s/%d`", run, num, run, num))
