@@ -16,10 +16,12 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	enumspb "go.temporal.io/api/enums/v1"
 	historypb "go.temporal.io/api/history/v1"
+	sdkpb "go.temporal.io/api/sdk/v1"
 	"go.temporal.io/sdk/client"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -119,6 +121,28 @@ func cmdRunid(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &rep))
 	ts.Setenv(args[1], rep.Run)
+}
+
+// cmdDetails waits until Temporal's web page would say of a workflow what the
+// pattern matches: details ID REGEXP.
+func cmdDetails(ts *testscript.TestScript, _ bool, args []string) {
+	ep, err := endpoint.Read(ts.Getenv("STATE"))
+	ts.Check(err)
+	c, err := client.Dial(client.Options{HostPort: ep.Address})
+	ts.Check(err)
+	defer c.Close()
+	pattern := regexp.MustCompile(args[1])
+	ts.Check(eventually(time.Minute, func() error {
+		v, err := c.QueryWorkflow(context.Background(), args[0], "", "__temporal_workflow_metadata")
+		var m sdkpb.WorkflowMetadata
+		if err == nil {
+			err = v.Get(&m)
+		}
+		if err == nil && !pattern.MatchString(m.GetCurrentDetails()) {
+			err = fmt.Errorf("%s says\n%s", args[0], m.GetCurrentDetails())
+		}
+		return err
+	}))
 }
 
 // cmdFetch reads the engine's metrics, its health or its web page: fetch

@@ -48,6 +48,10 @@ type Options struct {
 	// any more. Nil: nobody is told.
 	Held func(ctx context.Context, run string, hold fork.Hold) error
 
+	// Progress tells a fork how far its agent is, for people who look at it in
+	// Temporal. Nil: it is not told.
+	Progress func(ctx context.Context, run string, num int, step fork.Step) error
+
 	Deployment string           // labels the sandboxes of this installation
 	Namespace  string           // Temporal's, likewise
 	Queue      string           // the task queue that any worker serves

@@ -149,6 +149,7 @@ type follower struct {
 
 	sandbox sandbox.Sandbox
 	hold    hold
+	steps   steps
 
 	turns  turns
 	before bool // it ran before we followed it
@@ -202,6 +203,7 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		}
 		if err == nil {
 			f.tell(ctx)
+			f.showStep(ctx, time.Now())
 			switch why := f.late(time.Now()); why {
 			case "":
 			case unended:

@@ -122,6 +122,7 @@ type Summary struct {
 	Model   string
 	Turns   int    // messages of the model, sub-agents' left out
 	Action  string // the last thing worth showing, one line
+	Doing   string // the same in one word of ours, or the name of a tool
 	Said    string // the agent's last message, the end of it when it is long; for lines of no message, the last of them
 	End     *Account
 	Used    *fork.Usage `json:",omitempty"` // the sum of what the accounts say of this process; nil: none did
@@ -152,7 +153,7 @@ func (s *Summary) Add(e Event) {
 	switch e.Kind {
 	case Text:
 		if line := oneLine(e.Text); line != "" {
-			s.Action = line
+			s.Action, s.Doing = line, "writes"
 		}
 		if e.Nested {
 			break
@@ -163,11 +164,11 @@ func (s *Summary) Add(e Event) {
 			s.Said = tail(s.Said+"\n"+e.Text, maxEventText)
 		}
 	case Tool:
-		s.Action = oneLine(e.Tool + " " + e.Text)
+		s.Action, s.Doing = oneLine(e.Tool+" "+e.Text), toolName(e.Tool)
 	case Think:
-		s.Action = "thinking"
+		s.Action, s.Doing = "thinking", "thinks"
 	case Retry:
-		s.Action = oneLine("retrying: " + e.Text)
+		s.Action, s.Doing = oneLine("retrying: "+e.Text), "tries again"
 	case Ended:
 		s.End = e.End
 		if e.End != nil && e.End.Since != nil {

@@ -243,8 +243,18 @@ func TestTurnsAreMessagesOfTheAgentItself(t *testing.T) {
 	} {
 		s.Add(e)
 	}
-	if s.Turns != 2 || s.Said != "one\ntwo" || s.Model != "big" || s.Action != "Bash ls" {
+	if s.Turns != 2 || s.Said != "one\ntwo" || s.Model != "big" || s.Action != "Bash ls" || s.Doing != "Bash" {
 		t.Errorf("%+v", s)
+	}
+}
+
+func TestAToolsNameIsNoTextOfAStranger(t *testing.T) {
+	for name, want := range map[string]string{"Bash": "Bash", "mcp__files__read-all": "mcp__files__read-all", "": "", "**you won** [here](http://x)": "a tool", strings.Repeat("a", 65): "a tool"} {
+		var s Summary
+		s.Add(Event{Kind: Tool, Tool: name, Text: "secret"})
+		if s.Doing != want {
+			t.Errorf("%q is shown as %q", name, s.Doing)
+		}
 	}
 }
 

@@ -146,6 +146,18 @@ func oneLine(s string) string {
 	return s[:n] + mark
 }
 
+// toolName is the name of a tool as it may stand anywhere: a server of tools
+// that strangers wrote can call one what it likes.
+func toolName(s string) string {
+	const most = 64
+	if len(s) > most || strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	}) {
+		return "a tool"
+	}
+	return s
+}
+
 // bounded shortens the text of an event.
 func bounded(s string) string { return fork.Cut(s, maxEventText) }
 

@@ -18,6 +18,14 @@ type Live struct {
 	HeldFor time.Duration `json:"held_for,omitempty"` // how long it has, since its deadline was set
 }
 
+// A Step is what of a [Live] may stand in workflow history: no word of the
+// agent's or of the repository's.
+type Step struct {
+	Turns int    `json:"num_turns"` // of this attempt
+	Cost  USD    `json:"cost_usd"`  // of the fork
+	Doing string `json:"doing,omitempty"`
+}
+
 // TranscriptName is the artifact that holds what the agent printed in one
 // attempt, counted from 1.
 func TranscriptName(attempt int) string { return fmt.Sprintf("transcript-%d.jsonl", attempt) }

@@ -150,6 +150,9 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 		Held: func(ctx context.Context, run string, hold fork.Hold) error {
 			return orchestrator.Fault(o.Temporal.SignalWorkflow(ctx, run, "", orchestrator.ForkHeld, hold))
 		},
+		Progress: func(ctx context.Context, run string, num int, step fork.Step) error {
+			return orchestrator.Fault(o.Temporal.SignalWorkflow(ctx, fork.WorkflowID(run, num), "", orchestrator.Progress, step))
+		},
 		Deployment: o.Deployment, Namespace: o.Namespace,
 		Queue: o.Queue, HostQueue: orchestrator.HostQueue(o.Queue, hostname+"-"+id),
 		TempDir: temp, Metrics: m, Logger: o.Logger,

@@ -48,6 +48,7 @@ const (
 // Messages to a fork.
 const (
 	CancelExecution = "cancel_execution" // signal
+	Progress        = "progress"         // signal that carries a fork.Step, for people who look at the fork in Temporal's web page
 	GetStatus       = "get_status"       // query; answers with a fork.Result
 
 	// Pause and Resume are updates of a fork too, which answer with a

@@ -43,6 +43,17 @@ func Fork(ctx workflow.Context, in ForkInput) (fork.Result, error) {
 		f.cancelled = workflow.Now(ctx)
 	})
 
+	workflow.GoNamed(ctx, Progress, func(ctx workflow.Context) {
+		var step fork.Step
+		for workflow.GetSignalChannel(ctx, Progress).Receive(ctx, &step) {
+			if f.step != nil { // else it comes too late
+				*f.step = step
+				f.describe(ctx, f.doing)
+			}
+			step = fork.Step{}
+		}
+	})
+
 	f.carryOut(work)
 	f.hold.over, f.hold.still = true, false // nothing of it stands still that is being destroyed
 	if work.Err() != nil && f.result.Status != fork.Success {
@@ -69,6 +80,9 @@ type forked struct {
 	ref      sandbox.Ref
 	result   fork.Result
 	hold     hold
+
+	doing string     // what the fork does now, in words
+	step  *fork.Step // how far its agent was when that was last told; nil: none is at work
 
 	cancelled time.Time // when its work was; zero: it was not
 }
@@ -118,10 +132,12 @@ func (f *forked) runAgent(ctx workflow.Context) bool {
 	}
 	for n := 1; ; n++ {
 		f.describe(ctx, fmt.Sprintf("its agent works, attempt %d", n))
+		f.step = &fork.Step{}
 		out, again, ok, err := f.follow(ctx, func(ctx workflow.Context) (RunAgentOutput, error) {
 			left := f.deadline.Sub(workflow.Now(ctx))
 			return attempt(ctx, following(left+slack), run, RunAgentInput{Spec: f.in.Spec, Ref: f.ref, Attempt: n, Deadline: f.deadline, Slack: slack})
 		})
+		f.step = nil
 		if !ok {
 			return false
 		}

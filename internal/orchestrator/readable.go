@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 
 	"go.temporal.io/sdk/workflow"
@@ -61,9 +62,17 @@ func forkDetails(s fork.Spec) string {
 }
 
 // describe shows how far the fork is.
-func (f *forked) describe(ctx workflow.Context, last string) {
+func (f *forked) describe(ctx workflow.Context, doing string) {
+	f.doing = doing
 	r := f.result
-	text := fmt.Sprintf("**%s**: %s\n\n- turns: %d\n- cost: %s\n", r.Status, last, r.NumTurns, r.Cost)
+	step := fork.Step{}
+	if f.step != nil {
+		step = *f.step
+	}
+	text := fmt.Sprintf("**%s**: %s\n\n- turns: %d\n- cost: %s\n", r.Status, doing, r.NumTurns+step.Turns, max(r.Cost, step.Cost))
+	if step.Doing != "" {
+		text += "- last action: " + code(step.Doing) + "\n"
+	}
 	if r.SandboxID != "" {
 		text += "- sandbox: " + code(r.SandboxID) + "\n"
 	}
@@ -74,12 +83,21 @@ func (f *forked) describe(ctx workflow.Context, last string) {
 		text += "- verification: " + r.Verify.Outcome() + "\n"
 	}
 	run, num := f.in.Spec.Run, f.in.Spec.Num
-	workflow.SetCurrentDetails(ctx, text+fmt.Sprintf("\n`sandbox-temporal logs %s/%d` · `sandbox-temporal diff %s/%d`", run, num, run, num))
+	workflow.SetCurrentDetails(ctx, text+fmt.Sprintf("\n`sandbox-temporal logs %s/%d` · `sandbox-temporal diff %s/%d` · %s", run, num, run, num, link(ctx, "the run", run)))
 }
 
 // describe shows how far the run is.
 func (r *run) describe(ctx workflow.Context) {
 	p := r.progress(ctx)
-	workflow.SetCurrentDetails(ctx, fmt.Sprintf("**%s**: %d of %d forks succeeded, %s spent\n\n- pending: %d\n- running: %d\n- failed: %d\n\n`sandbox-temporal status %s`",
-		p.Status, p.Success, p.Total, p.Cost, p.Pending, p.Running, p.Failed, r.id))
+	text := fmt.Sprintf("**%s**: %d of %d forks succeeded, %s spent\n\n- pending: %d\n- running: %d\n- failed: %d\n\n`sandbox-temporal status %s`",
+		p.Status, p.Success, p.Total, p.Cost, p.Pending, p.Running, p.Failed, r.id)
+	for _, num := range p.Active {
+		text += " · " + link(ctx, fmt.Sprintf("fork %d", num), fork.WorkflowID(r.id, num))
+	}
+	workflow.SetCurrentDetails(ctx, text)
+}
+
+// link leads to the page of another workflow of the namespace.
+func link(ctx workflow.Context, words, workflowID string) string {
+	return fmt.Sprintf("[%s](/namespaces/%s/workflows/%s)", words, url.PathEscape(workflow.GetInfo(ctx).Namespace), url.PathEscape(workflowID))
 }
