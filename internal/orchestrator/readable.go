@@ -51,8 +51,15 @@ func code(text string) string { return "`" + strings.ReplaceAll(keyword(text), "
 
 // planDetails say what a run was asked to do, without the prompt.
 func planDetails(run string, p fork.Plan) string {
-	return fmt.Sprintf("- repository %s\n- %d forks, %d at a time\n- agent %s, model %s, provider %s\n- budget %s\n\nSee `sandbox-temporal status %s`.",
-		code(p.Repo), p.Forks, p.MaxConcurrent, code(p.Agent), code(p.Model), code(p.Provider), p.Budget, run)
+	budget, verify := "none", ""
+	if p.Budget > 0 {
+		budget = p.Budget.String()
+	}
+	if p.Verify != "" {
+		verify = "- verified by " + code(p.Verify) + "\n"
+	}
+	return fmt.Sprintf("- repository %s\n- %d forks, %d at a time\n- agent %s, model %s, provider %s\n- budget %s\n%s\nSee `sandbox-temporal status %s`.",
+		code(p.Repo), p.Forks, p.MaxConcurrent, code(p.Agent), code(p.Model), code(p.Provider), budget, verify, run)
 }
 
 // forkDetails say what a fork is.
