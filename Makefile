@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 FUZZTIME ?= 30s
 BENCHTIME ?= 1s
+PREFIX ?= /usr/local
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
@@ -14,7 +15,7 @@ RUNSC_VERSION := $(shell awk '$$1 == "gvisor.dev/gvisor" { print $$2 }' tests/ru
 TEMPORAL := .tools/temporal-$(shell awk '$$1 == "go.temporal.io/server" { print $$2 }' go.mod)/temporal-server
 RUNSC := .tools/runsc-$(RUNSC_VERSION)/runsc
 
-.PHONY: build demo test check lint fuzz bench golden sbom clean need
+.PHONY: build demo test check lint fuzz bench golden install sbom clean need
 
 build: ## the programs, in bin/; the first time compiles the Temporal server: minutes
 	@scripts/need.sh go
@@ -43,6 +44,10 @@ bench: need ## every benchmark, BENCHTIME each, and sandboxes beside their peers
 
 golden: build $(AGENTS) ## rewrite the golden files; read the diff before you commit it
 	scripts/golden.sh
+
+install: build ## the programs, into PREFIX/bin
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 bin/sandbox-temporal bin/sandbox-engine bin/sandbox-worker bin/sandbox-supervisor $(DESTDIR)$(PREFIX)/bin
 
 sbom: build ## what is in the program, as a CycloneDX bill of materials beside it
 	cd tests/deploy && go tool cyclonedx-gomod bin -json -output $(CURDIR)/bin/sandbox-engine.cdx.json $(CURDIR)/bin/sandbox-engine
