@@ -29,8 +29,9 @@ rm -f "$BUNDLE" .git/FETCH_HEAD`
 // second call finds the sandbox and follows the same command. A command that
 // ends badly, or not in time, is an answer; an error is that there is none.
 //
-// The fork's token is taken back first: what the agent has written into its
-// work must not ask the model for anything.
+// The agent's sandbox is destroyed first: nothing of it works beside the
+// verification, and a fork never has two. Its token is taken back, too: what
+// the agent has written into its work must not ask the model for anything.
 func (a *Activities) VerifyFork(ctx context.Context, in orchestrator.VerifyForkInput) (fork.Verify, error) {
 	const op = "verify"
 	defer beat(ctx, phase(op))()
@@ -69,6 +70,9 @@ func (a *Activities) verify(ctx context.Context, in orchestrator.VerifyForkInput
 		return fork.Verify{}, err
 	}
 	if err := a.Gateway.Revoke(ctx, in.Spec.Run, in.Spec.Num); err != nil {
+		return fork.Verify{}, err
+	}
+	if err := a.destroy(ctx, provider, in.Ref, in.Spec.Run, in.Spec.Num); err != nil {
 		return fork.Verify{}, err
 	}
 	ref, err := a.createFor(ctx, provider, orchestrator.CreateSandboxInput{Spec: in.Spec, Base: in.Base, Deadline: in.Deadline},

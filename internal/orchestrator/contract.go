@@ -182,10 +182,11 @@ type (
 	// VerifyForkInput asks what the spec's verification says of the fork's work.
 	// A second call follows the same command.
 	VerifyForkInput struct {
-		Spec     fork.Spec `json:"spec"`
-		Base     Base      `json:"base"`
-		Commit   string    `json:"commit"`   // that was collected; empty: the agent changed nothing
-		Deadline time.Time `json:"deadline"` // when the sandbox of the verification destroys itself
+		Spec     fork.Spec   `json:"spec"`
+		Ref      sandbox.Ref `json:"ref"` // the agent's sandbox, which goes first
+		Base     Base        `json:"base"`
+		Commit   string      `json:"commit"`   // that was collected; empty: the agent changed nothing
+		Deadline time.Time   `json:"deadline"` // when the sandbox of the verification destroys itself
 	}
 	// CleanupSandboxInput names everything a fork may have left: Ref, when it
 	// is known, and whatever carries the labels of the run and the fork.

@@ -198,7 +198,7 @@ func (f *forked) verify(ctx workflow.Context) {
 	f.describe(ctx, "its work is verified")
 	p := verifying(spec.Timeout)
 	out, err := attempt(ctx, p, VerifyFork, VerifyForkInput{
-		Spec: spec, Base: f.in.Base, Commit: f.result.Commit, Deadline: workflow.Now(ctx).Add(p.limit + Grace),
+		Spec: spec, Ref: f.ref, Base: f.in.Base, Commit: f.result.Commit, Deadline: workflow.Now(ctx).Add(p.limit + Grace),
 	})
 	if ctx.Err() != nil {
 		return // nobody waits for the answer any more

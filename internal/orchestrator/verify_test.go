@@ -79,7 +79,7 @@ func TestVerificationIsOfWhatWasCollected(t *testing.T) {
 	p := plan(1, 1)
 	p.Verify, p.Timeout = "make test", time.Hour
 	env.ExecuteWorkflow(OrchestrationName, p)
-	if got.Commit != "deed" || got.Base.Frozen != "base" || got.Spec.Verify != "make test" {
+	if got.Commit != "deed" || got.Base.Frozen != "base" || got.Ref.ID != "sb-1" || got.Spec.Verify != "make test" {
 		t.Errorf("%+v", got)
 	}
 	if left := got.Deadline.Sub(env.Now()); left < time.Hour || left > 2*time.Hour {
