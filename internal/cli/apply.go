@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 type applyOptions struct {
@@ -68,6 +69,9 @@ func runApply(ctx context.Context, env *Env, opts applyOptions) error {
 	}
 	if done.ThreeWay {
 		fmt.Fprintln(env.Stderr, "The work tree has moved on from where the fork began; look at what came of it.")
+	}
+	if r.Verify != nil && r.Verify.Status != fork.Success {
+		fmt.Fprintf(env.Stderr, "This work did not pass its verification. See why with: %s logs %s/%d --verify\n", program, flat(run), r.ForkNum)
 	}
 	fmt.Fprintln(env.Stderr, "Nothing is committed yet. Look with: git status")
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -220,12 +221,22 @@ func TestApply(t *testing.T) {
 	s.env.Work = func(context.Context, Globals) (Work, error) { return d, nil }
 	repo := newRepo(t, "main")
 	s.want(t, exitOK, "apply", "@last/1", "--dir", repo)
+	if strings.Contains(s.errors.String(), "verification") {
+		t.Errorf("stderr %q", &s.errors)
+	}
 	if want := "Applied fork 1 of " + testRun + " in " + repo + ": 2 files, +42/-7\n"; s.out.String() != want {
 		t.Errorf("stdout %q, want %q", &s.out, want)
 	}
 	t.Chdir(repo)
 	s.want(t, exitOK, "apply", "@last/1")
-	if want := []string{testRun + "/1 in " + repo, testRun + "/1 in " + repo}; !cmp.Equal(d.applied, want) {
+	unverified := mixedReport()
+	unverified.Results[0].Verify = &fork.Verify{Status: fork.Failed, ExitCode: 1}
+	s.runs.report = unverified
+	s.want(t, exitOK, "apply", "@last/1")
+	if !strings.Contains(s.errors.String(), "logs "+testRun+"/1 --verify") {
+		t.Errorf("stderr %q", &s.errors)
+	}
+	if want := slices.Repeat([]string{testRun + "/1 in " + repo}, 3); !cmp.Equal(d.applied, want) {
 		t.Errorf("applied %q, want %q", d.applied, want)
 	}
 	d.err = fault.New("apply", fault.Conflict, "README was changed").Hinted("Commit or stash it.")
