@@ -242,7 +242,7 @@ func (l *Ledger) transact(batch []*entry, known *cache, p *pen) (*sheet, error) 
 		p.rollback()
 		return nil, l.store.fault(op, err)
 	}
-	if _, err := p.conn.ExecContext(ctx, "COMMIT"); err != nil {
+	if err := p.exec(ctx, "COMMIT"); err != nil {
 		// A server may have committed and not have come to say so.
 		l.unsure = !l.store.alone
 		p.rollback()
