@@ -45,7 +45,7 @@ func TestSessions(t *testing.T) {
 		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
-			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
+			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
 			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
