@@ -720,6 +720,42 @@ func TestKeyIsNowhere(t *testing.T) {
 	}
 }
 
+func TestHeadersAreBounded(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, ln) }()
+	defer func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	for size, want := range map[int]int{10 << 10: 200, 100 << 10: 431} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+ln.Addr().String()+"/v1/models", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Api-Key", token)
+		req.Header.Set("X-Long", strings.Repeat("x", size))
+		before := r.up.count()
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+			continue
+		}
+		res.Body.Close()
+		if res.StatusCode != want || r.up.count()-before != map[int]int{200: 1, 431: 0}[want] {
+			t.Errorf("%d bytes of headers: %d, want %d", size, res.StatusCode, want)
+		}
+	}
+}
+
 func TestServeEndsWithItsContext(t *testing.T) {
 	r := newRig(t)
 	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
