@@ -45,7 +45,7 @@ func TestSessions(t *testing.T) {
 		Setup:               func(e *testscript.Env) error { return setUp(e, bin) },
 		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
+			"gorepo": cmdGorepo, "standin": cmdStandin, "far": cmdFar, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
@@ -78,6 +78,7 @@ type session struct {
 	started time.Time
 	pids    map[string]string
 	e2b     *e2btest.Server
+	relay   *relay // to a model that is far away
 
 	prometheus string     // URL of the server that watches the engine
 	collector  *collector // of traces
