@@ -64,21 +64,27 @@ func (l *Ledger) add(e *entry) bool {
 // without waking another goroutine and being woken by it. Those who come
 // meanwhile are left to the writer, and so is everything where a server may take
 // its time to answer.
-func (l *Ledger) hurry(e *entry) bool {
+func (l *Ledger) hurry(e *entry) (added bool) {
 	if !l.store.alone || !l.writing.TryLock() {
 		return l.add(e)
 	}
+	whole := false
+	defer func() {
+		if !whole { // a panic, of which a server makes the end of one call
+			l.pen.drop()
+			l.known = newCache()
+		}
+		l.writing.Unlock()
+	}()
 	l.mu.Lock()
-	added := l.enqueue(e)
+	added = l.enqueue(e)
 	l.mu.Unlock()
-	kept, more := false, false
 	if added {
-		kept, more = l.round()
+		if kept, more := l.round(); more && !kept {
+			l.signal()
+		}
 	}
-	l.writing.Unlock()
-	if more && !kept {
-		l.signal()
-	}
+	whole = true
 	return added
 }
 

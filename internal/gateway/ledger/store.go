@@ -236,6 +236,11 @@ func (p *pen) drop() {
 	if p.conn == nil {
 		return
 	}
+	if p.store.alone { // SQLite keeps a connection, and its locks, for as long as it has statements
+		for _, st := range p.prepared {
+			st.Close() //nolint:errcheck // the connection goes with it
+		}
+	}
 	p.conn.Raw(func(any) error { return driver.ErrBadConn }) //nolint:errcheck // that error closes it
 	p.conn.Close()                                           //nolint:errcheck // it is closed
 	p.conn = nil
