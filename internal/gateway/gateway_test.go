@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -472,6 +474,24 @@ func TestRefusedKeyIsFinal(t *testing.T) {
 	}
 	if s := r.usage("r", 0); s.Cost != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// Nobody gets the key, or hears of a call, whom the system's authorities do not
+// know; and the agent is told not to try again.
+func TestDistrustedAPIIsSentNothing(t *testing.T) {
+	called := false
+	api := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }))
+	api.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshake
+	t.Cleanup(api.Close)
+	r := openRig(t, t.TempDir(), &upstream{Server: api})
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
+	a := r.send(token, message{max: 10})
+	if a.status != 502 || a.header.Get("X-Should-Retry") != "false" || !strings.Contains(a.body, "SSL_CERT_FILE") || called {
+		t.Errorf("%+v", a)
+	}
+	if got := r.usage("r", 1); got.Cost != 0 || got.Calls != 1 {
+		t.Errorf("%+v", got)
 	}
 }
 
