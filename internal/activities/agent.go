@@ -204,6 +204,11 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 		if err == nil {
 			f.tell(ctx)
 			f.showStep(ctx, time.Now())
+			if f.in.Spec.Credentials == fork.CredentialsDirect && f.denied() {
+				// The gateway would have told the agent not to try again. By
+				// itself, Claude Code was seen to do so for three minutes.
+				return fork.Failed, f.end(ctx, p)
+			}
 			switch why := f.late(time.Now()); why {
 			case "":
 			case unended:
@@ -345,10 +350,12 @@ func (f *follower) judge(ctx context.Context, p sandbox.Process, why fork.Status
 	}
 	o := f.agent.Judge(f.sum, agent.Clean(lastBytes(stderr, 8<<10)), exit.Code)
 	kind := ""
-	if o.Status == fork.Failed && f.denied() {
+	if (o.Status == fork.Failed || why == fork.Failed) && f.denied() {
 		kind, o.Again = string(fault.Denied), false
 	}
 	switch {
+	case why == fork.Failed:
+		o.Status, o.Error, o.Hint = fork.Failed, "the model API refuses the key", "Set ANTHROPIC_API_KEY to a key that is valid."
 	case why == fork.TimedOut:
 		o.Status, o.Error, o.Again = fork.TimedOut, fmt.Sprintf("the fork's time of %s is used up", f.in.Spec.Timeout), false
 		o.Hint = "Give it more with --timeout SECONDS."

@@ -87,7 +87,7 @@ func (a *Activities) writeOffAll(ctx context.Context, run string, num int) error
 // key.
 func (f *follower) denied() bool {
 	if f.in.Spec.Credentials == fork.CredentialsDirect {
-		return f.sum.End != nil && f.sum.End.APIStatus == 401
+		return f.sum.Denied
 	}
 	return f.a.Gateway.Denied(f.in.Spec.Run, f.in.Spec.Num)
 }

@@ -111,23 +111,18 @@ case "$*" in *"--max-budget-usd $LIMIT"*) ;; *) echo "no limit: $*" >&2; exit 1;
 echo '{"type":"result","subtype":"success","is_error":false,"result":"done","num_turns":1,"total_cost_usd":0.75,"terminal_reason":"completed","model_usage_since_last_result":{"claude-sonnet-5-5":{"inputTokens":10,"outputTokens":20,"cacheReadInputTokens":30,"cacheCreationInputTokens":40,"costUSD":0.25}}}'
 `
 
-func TestAnAgentThatWasLentTheKeyIsBilledByItsOwnAccount(t *testing.T) {
-	t.Parallel()
-	w, ctx := setUp(t), t.Context()
+// lend makes a sandbox for a fork whose agent gets the key itself, and returns
+// what puts a script into it as the program claude.
+func (w *world) lend(t *testing.T) (spec fork.Spec, ref sandbox.Ref, install func(script string)) {
+	t.Helper()
 	w.far(t)
 	p := plan("", "x")
 	p.Provider, p.Agent, p.Credentials, p.BudgetPerFork = "elsewhere", "claude", fork.CredentialsDirect, 2*fork.Dollar
-	p.Repo = t.TempDir()
-	if err := newRepo(p.Repo); err != nil {
-		t.Fatal(err)
-	}
-	spec, ref, err := w.begin(ctx, "sandbox-orch-00000001", p)
-	if err != nil {
-		t.Fatal(err)
-	}
+	spec, ref = w.start(t, p)
 	spec.Credentials = p.Credentials
-	install := func(script string) {
+	return spec, ref, func(script string) {
 		t.Helper()
+		ctx := t.Context()
 		sb, err := w.Providers.Attach(ctx, ref)
 		if err != nil {
 			t.Fatal(err)
@@ -141,6 +136,12 @@ func TestAnAgentThatWasLentTheKeyIsBilledByItsOwnAccount(t *testing.T) {
 			t.Fatal(exit, err)
 		}
 	}
+}
+
+func TestAnAgentThatWasLentTheKeyIsBilledByItsOwnAccount(t *testing.T) {
+	t.Parallel()
+	w, ctx := setUp(t), t.Context()
+	spec, ref, install := w.lend(t)
 	install(strings.ReplaceAll(fakeClaude, "$LIMIT", "2.0000"))
 	out, err := w.RunAgent(ctx, runInput(spec, ref))
 	want := fork.Usage{Cost: fork.Dollar / 4, InputTokens: 10, OutputTokens: 20, CacheReadTokens: 30, CacheWriteTokens: 40}
@@ -158,5 +159,22 @@ func TestAnAgentThatWasLentTheKeyIsBilledByItsOwnAccount(t *testing.T) {
 	done, err := w.CleanupSandbox(ctx, orchestrator.CleanupSandboxInput{Ref: ref, Provider: "elsewhere", Run: spec.Run, Num: 1})
 	if err != nil || done.Usage.Cost != 2*fork.Dollar {
 		t.Fatalf("%+v %v", done, err)
+	}
+}
+
+// Claude Code tries again for minutes when the API refuses its key, and was seen
+// to say so in this way.
+func TestAnAgentWhoseOwnKeyIsRefusedIsNotLetTryAgain(t *testing.T) {
+	t.Parallel()
+	w, ctx := setUp(t), t.Context()
+	spec, ref, install := w.lend(t)
+	install(`#!/bin/sh
+trap 'echo "{\"type\":\"result\",\"is_error\":true,\"terminal_reason\":\"aborted_streaming\",\"total_cost_usd\":0,\"model_usage_since_last_result\":{}}"; exit 1' INT
+echo '{"type":"system","subtype":"api_retry","attempt":1,"max_retries":10,"retry_delay_ms":500,"error_status":401,"error":"authentication_failed"}'
+while :; do sleep 0.1; done
+`)
+	out, err := w.RunAgent(ctx, runInput(spec, ref))
+	if err != nil || out.Status != fork.Failed || out.ErrorKind != string(fault.Denied) || out.Again || out.Usage.Cost != 0 || !strings.Contains(out.Hint, "ANTHROPIC_API_KEY") {
+		t.Fatalf("%+v %v", out, err)
 	}
 }

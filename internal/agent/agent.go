@@ -84,7 +84,7 @@ const (
 	Think   Kind = "think"   // the agent thought something
 	Tool    Kind = "tool"    // the agent uses a tool; Tool is its name, Text what it does with it
 	Output  Kind = "output"  // what a tool answered
-	Retry   Kind = "retry"   // a model call failed and is tried again; Text says why
+	Retry   Kind = "retry"   // a model call failed and is tried again; Text says why, and Status is HTTP's
 	Ended   Kind = "ended"   // the agent's own account of how it ended; there can be several, the last counts
 	Other   Kind = "other"   // anything else
 )
@@ -99,7 +99,8 @@ type Event struct {
 	Message string   `json:"message,omitempty"` // the id of the model's message; several events share one
 	Model   string   `json:"model,omitempty"`
 	Session string   `json:"session,omitempty"`
-	End     *Account `json:"end,omitempty"` // for Ended
+	Status  int      `json:"status,omitempty"` // for Retry; 0: there was no answer, or nobody says
+	End     *Account `json:"end,omitempty"`    // for Ended
 }
 
 // An Account is what an agent says at its end.
@@ -126,11 +127,15 @@ type Summary struct {
 	Said    string // the agent's last message, the end of it when it is long; for lines of no message, the last of them
 	End     *Account
 	Used    *fork.Usage `json:",omitempty"` // the sum of what the accounts say of this process; nil: none did
+	Denied  bool        `json:",omitempty"` // a model call was refused for its key, whether or not it is tried again
 
 	message string // the last message that was counted as a turn
 	said    string // the message that Said belongs to
 	after   bool   // the agent went on after End: a sub-agent in the background had something to say
 }
+
+// unauthorized is the HTTP status of a call whose key is not good.
+const unauthorized = 401
 
 // Add takes one more event into the sum.
 func (s *Summary) Add(e Event) {
@@ -169,8 +174,10 @@ func (s *Summary) Add(e Event) {
 		s.Action, s.Doing = "thinking", "thinks"
 	case Retry:
 		s.Action, s.Doing = oneLine("retrying: "+e.Text), "tries again"
+		s.Denied = s.Denied || e.Status == unauthorized
 	case Ended:
 		s.End = e.End
+		s.Denied = s.Denied || e.End != nil && e.End.APIStatus == unauthorized
 		if e.End != nil && e.End.Since != nil {
 			sum := *e.End.Since
 			if s.Used != nil {

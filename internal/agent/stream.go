@@ -86,7 +86,7 @@ func decodeStream(line []byte) []Event {
 		case "init":
 			events = []Event{{Kind: Started, Model: word(in.Model)}}
 		case "api_retry":
-			events = []Event{{Kind: Retry, Text: in.retry()}}
+			events = []Event{{Kind: Retry, Text: in.retry(), Status: max(in.ErrorStatus, 0)}}
 		}
 	}
 	if len(events) == 0 {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -295,11 +296,20 @@ func (f *forwarding) unanswered(err error) {
 		r = refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	case errors.Is(cause, errNoHeader):
 		r = refuse(http.StatusGatewayTimeout, "timeout_error", "The model API did not answer in time.")
+	case distrusted(err):
+		// Trying again does not help.
+		r = forbid(http.StatusBadGateway, "api_error", "The gateway does not trust the certificate of the model API: SSL_CERT_FILE, in the environment of the engine or the worker, names a file of authorities.")
+		f.g.note(f.tenant, "the certificate of the model API is not trusted", "error", f.cred.redact(err.Error()))
 	default:
 		// The agent is not told more: the text may name hosts of this network.
 		f.g.note(f.tenant, "the model API cannot be reached", "error", f.cred.redact(err.Error()))
 	}
 	f.g.turnAway(f.w, r)
+}
+
+func distrusted(err error) bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	return ok
 }
 
 // paceRetry is when an agent may come back that has waited in vain.

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -475,6 +477,24 @@ func TestRefusedKeyIsFinal(t *testing.T) {
 	}
 }
 
+// Nobody gets the key, or hears of a call, whom the system's authorities do not
+// know; and the agent is told not to try again.
+func TestDistrustedAPIIsSentNothing(t *testing.T) {
+	called := false
+	api := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }))
+	api.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshake
+	t.Cleanup(api.Close)
+	r := openRig(t, t.TempDir(), &upstream{Server: api})
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
+	a := r.send(token, message{max: 10})
+	if a.status != 502 || a.header.Get("X-Should-Retry") != "false" || !strings.Contains(a.body, "SSL_CERT_FILE") || called {
+		t.Errorf("%+v", a)
+	}
+	if got := r.usage("r", 1); got.Cost != 0 || got.Calls != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestKeyThatComesLaterWorks(t *testing.T) {
 	up := newUpstream(t)
 	var cred Credentials
@@ -717,6 +737,42 @@ func TestKeyIsNowhere(t *testing.T) {
 	}
 	if !strings.Contains(logs, "call settled") {
 		t.Errorf("no line for settled calls: %s", logs)
+	}
+}
+
+func TestHeadersAreBounded(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, ln) }()
+	defer func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	for size, want := range map[int]int{10 << 10: 200, 100 << 10: 431} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+ln.Addr().String()+"/v1/models", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Api-Key", token)
+		req.Header.Set("X-Long", strings.Repeat("x", size))
+		before := r.up.count()
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+			continue
+		}
+		res.Body.Close()
+		if res.StatusCode != want || r.up.count()-before != map[int]int{200: 1, 431: 0}[want] {
+			t.Errorf("%d bytes of headers: %d, want %d", size, res.StatusCode, want)
+		}
 	}
 }
 

@@ -427,13 +427,14 @@ func (s *scanner) number() error {
 // text is a string at a place.
 func (s *scanner) text(at place, in *frame, raw []byte) error {
 	switch at {
-	case atElsewhere:
-		return nil
+	case atModel, atFallbackModel, atSpeed, atGeography, atBlockType, atSourceType, atToolType, atEditType, atTTL:
 	case atSourceData:
 		in.data, in.datas = len(raw), in.datas+1
 		return nil
 	case atMaxTokens, atThinkingBudget, atToolUses:
 		return errors.New("the body has a string where a number of tokens belongs")
+	default:
+		return nil // what it says does not matter
 	}
 	v, err := unquote(raw)
 	if err != nil {

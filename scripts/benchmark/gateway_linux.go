@@ -169,9 +169,13 @@ func (g *gate) call(ctx context.Context, url, token string, body []byte) error {
 	return err
 }
 
-func messageBody(size int, stream bool, kind string) []byte {
-	return fmt.Appendf(nil, `{"model":"claude-sonnet-5-5","max_tokens":1000,"stream":%v,"metadata":{"user_id":%q},"messages":[{"role":"user","content":%q}]}`,
-		stream, kind, strings.Repeat("words ", size/6))
+// models are those that calls are made to, the first one where it makes no
+// difference.
+var models = []string{"claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-5-5", "claude-fable-5-2"}
+
+func messageBody(model string, size int, stream bool, kind string) []byte {
+	return fmt.Appendf(nil, `{"model":%q,"max_tokens":1000,"stream":%v,"metadata":{"user_id":%q},"messages":[{"role":"user","content":%q}]}`,
+		model, stream, kind, strings.Repeat("words ", size/6))
 }
 
 // measureGateway compares calls through the gateway with direct ones.
@@ -243,7 +247,7 @@ func wholeMiB(bytes int64) string { return fmt.Sprintf("%.0f", float64(bytes)/(1
 
 // latency makes direct calls and calls through the gateway in turns.
 func (g *gate) latency(ctx context.Context, w *watch) (direct, through series, err error) {
-	body := messageBody(agentBody, false, "short")
+	body := messageBody(models[0], agentBody, false, "short")
 	for range latencyCalls / latencyTurn {
 		w.quiet(ctx)
 		for _, way := range []struct {
@@ -274,9 +278,13 @@ func (g *gate) latency(ctx context.Context, w *watch) (direct, through series, e
 	return direct, through, nil
 }
 
-// rate is how many small calls a second get through.
+// rate is how many small calls a second get through. They go to several models,
+// since the governor lets no more than 2,000 a second through to one.
 func (g *gate) rate(ctx context.Context) (float64, error) {
-	body := messageBody(smallBody, false, "short")
+	var bodies [][]byte
+	for _, model := range models {
+		bodies = append(bodies, messageBody(model, smallBody, false, "short"))
+	}
 	ctx, cancel := context.WithTimeout(ctx, callsTime)
 	defer cancel()
 	var made atomic.Int64
@@ -286,7 +294,7 @@ func (g *gate) rate(ctx context.Context) (float64, error) {
 	for i := range callsWidth {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				if err := g.call(ctx, g.url, g.tokens[i%len(g.tokens)], body); err == nil {
+				if err := g.call(ctx, g.url, g.tokens[i%len(g.tokens)], bodies[i%len(bodies)]); err == nil {
 					made.Add(1)
 				} else if ctx.Err() == nil {
 					first.CompareAndSwap(nil, &err)
@@ -305,7 +313,7 @@ func (g *gate) rate(ctx context.Context) (float64, error) {
 // throughput reads one long stream after the other, direct and through the
 // gateway in turns.
 func (g *gate) throughput(ctx context.Context, w *watch, kind string) (direct, through series, err error) {
-	body := messageBody(smallBody, true, kind)
+	body := messageBody(models[0], smallBody, true, kind)
 	for range longTurns {
 		w.quiet(ctx)
 		for _, way := range []struct {
@@ -330,7 +338,7 @@ func (g *gate) streams(ctx context.Context) (idle, busy int64, err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	body := messageBody(agentBody, true, "held")
+	body := messageBody(models[0], agentBody, true, "held")
 	failed := make(chan error, streamCount)
 	var wg sync.WaitGroup
 	for i := range streamCount {
@@ -391,7 +399,7 @@ const (
 	eventsStart = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"model\":\"claude-sonnet-5-5\",\"usage\":{\"input_tokens\":12000,\"output_tokens\":1}}}\n\n"
 	eventText   = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"some words of an answer\"}}\n\n"
 	eventsEnd   = "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":500}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
-	shortAnswer = `{"id":"m","type":"message","model":"claude-sonnet-5-5","content":[{"type":"text","text":"ok"}],"usage":{"input_tokens":12000,"output_tokens":7}}`
+	shortAnswer = `{"id":"m","type":"message","model":%q,"content":[{"type":"text","text":"ok"}],"usage":{"input_tokens":%d,"output_tokens":7}}`
 )
 
 func newModelAPI(ctx context.Context) (*modelAPI, error) {
@@ -413,7 +421,13 @@ func (a *modelAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head := body[:min(len(body), 200)]
 	if !bytes.Contains(head, []byte(`"stream":true`)) {
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, shortAnswer) // a caller that is gone is seen by itself
+		model := models[0]
+		for _, m := range models {
+			if bytes.Contains(head, []byte(m)) {
+				model = m
+			}
+		}
+		_, _ = fmt.Fprintf(w, shortAnswer, model, len(body)/4) // a caller that is gone is seen by itself
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")

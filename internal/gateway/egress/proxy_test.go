@@ -26,6 +26,7 @@ type world struct {
 
 	mu      sync.Mutex
 	refused []Refusal
+	asked   []string // names that were looked up
 }
 
 // newWorld lets example.com stand on the loopback, which only this test calls
@@ -51,6 +52,9 @@ func newWorld(t *testing.T, policy string) *world {
 	proxy := New(Options{
 		Policy: p,
 		Lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.asked = append(w.asked, host)
 			if a, ok := w.lookups[host]; ok {
 				return a, nil
 			}
@@ -127,6 +131,29 @@ func TestTunnelsAreRefused(t *testing.T) {
 				t.Errorf("heard %+v, want one refusal that says %q", r, row.why)
 			}
 		})
+	}
+}
+
+// A name is looked up once for a connection, and what is dialled is the address
+// that was judged. Whoever lets the name lead inside a moment later gains nothing:
+// the next connection is judged anew.
+func TestANameThatIsReboundIsJudgedForEveryConnection(t *testing.T) {
+	w := newWorld(t, "open")
+	for _, address := range []string{"127.0.0.1", "169.254.169.254", "127.0.0.1", "10.0.0.1"} {
+		w.mu.Lock()
+		w.asked, w.refused = nil, nil
+		w.lookups["rebound.test"] = []netip.Addr{netip.MustParseAddr(address)}
+		w.mu.Unlock()
+		_, status, _ := w.tunnel(t, "rebound.test:443")
+		// Nothing need answer on the loopback; it was tried.
+		if public := address == "127.0.0.1"; public == (status == http.StatusForbidden) || public == (len(w.refusals()) > 0) {
+			t.Errorf("%s: %d, refused %v", address, status, w.refusals())
+		}
+		w.mu.Lock()
+		if !slices.Equal(w.asked, []string{"rebound.test"}) {
+			t.Errorf("%s: looked up %v", address, w.asked)
+		}
+		w.mu.Unlock()
 	}
 }
 

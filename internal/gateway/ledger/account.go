@@ -53,6 +53,7 @@ func (l *Ledger) Grant(ctx context.Context, a Account, token Hash) error {
 		run, f := s.runs[a.Run], s.forks[key]
 		run.repo, run.pause = w.repo, a.Pause // SetBudget may have made the row
 		f.token, f.granted, f.held = token.text(), w.at, ""
+		s.changedTokens[key] = true
 		s.change("", key)
 		s.free("", key)
 	}))
@@ -66,7 +67,7 @@ func (l *Ledger) Revoke(ctx context.Context, run string, num int) error {
 	return fault.Wrap("revoke token", l.do(ctx, want{run: run, num: num}, func(s *sheet) {
 		if f := s.forks[key]; f != nil && f.token != "" {
 			f.token, f.held = "", ""
-			s.changedForks[key] = true
+			s.changedForks[key], s.changedTokens[key] = true, true
 			s.free("", key)
 		}
 	}))

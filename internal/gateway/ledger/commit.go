@@ -22,6 +22,8 @@ type entry struct {
 	// answer is called once, with how it went. Nil: the entry must be kept and
 	// is written again until it is written.
 	answer func(error)
+
+	came time.Time // into the queue; only of those without an answer
 }
 
 const (
@@ -48,13 +50,53 @@ const (
 // is closed. It does not wait.
 func (l *Ledger) add(e *entry) bool {
 	l.mu.Lock()
-	if l.closed && e.answer != nil {
-		l.mu.Unlock()
+	added := l.enqueue(e)
+	awake := e.answer == nil && l.lingers && !l.urgent() // the writer looks again by itself
+	l.mu.Unlock()
+	if added && !awake {
+		l.signal()
+	}
+	return added
+}
+
+// hurry adds an entry and, when nobody writes at this moment, writes the queue
+// in its own goroutine: an agent that makes one call after the other is answered
+// without waking another goroutine and being woken by it. Those who come
+// meanwhile are left to the writer, and so is everything where a server may take
+// its time to answer.
+func (l *Ledger) hurry(e *entry) (added bool) {
+	if !l.store.alone || !l.writing.TryLock() {
+		return l.add(e)
+	}
+	whole := false
+	defer func() {
+		if !whole { // a panic, of which a server makes the end of one call
+			l.pen.drop()
+			l.known = newCache()
+		}
+		l.writing.Unlock()
+	}()
+	l.mu.Lock()
+	added = l.enqueue(e)
+	l.mu.Unlock()
+	if added {
+		if kept, more := l.round(); more && !kept {
+			l.signal()
+		}
+	}
+	whole = true
+	return added
+}
+
+// enqueue is add for those who see to it that the entry is written. The caller
+// has l.mu.
+func (l *Ledger) enqueue(e *entry) bool {
+	if e.answer == nil {
+		e.came = time.Now()
+	} else if l.closed {
 		return false
 	}
 	l.queue = append(l.queue, e)
-	l.mu.Unlock()
-	l.signal()
 	return true
 }
 
@@ -88,47 +130,59 @@ func (l *Ledger) write() {
 	defer close(l.ended)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	known := newCache()
-	p := &pen{store: l.store}
-	defer p.drop()
+	defer func() {
+		l.writing.Lock()
+		l.pen.drop()
+		l.writing.Unlock()
+	}()
 	for {
 		l.lingerAwhile()
 		l.mu.Lock()
-		n := min(len(l.queue), batchSize)
-		batch := slices.Clone(l.queue[:n])
-		l.queue = slices.Delete(l.queue, 0, n)
 		closed := l.closed
 		l.mu.Unlock()
-		if n == 0 {
-			if closed {
-				return
+		l.writing.Lock()
+		kept, more := l.round()
+		l.writing.Unlock()
+		switch {
+		case closed && (kept || !more):
+			return // what is kept stays in flight on the disk: the next Open charges its reservations
+		case kept:
+			select {
+			case <-l.wake:
+			case <-time.After(retryEvery):
 			}
+		case !more:
 			select {
 			case <-l.wake:
 			case <-tick.C:
+				l.writing.Lock()
 				l.look()
+				l.writing.Unlock()
 			}
-			continue
-		}
-		kept := l.commit(batch, known, p)
-		if len(kept) == 0 {
-			if l.stuck {
-				l.stuck = false
-				l.log.Info("the ledger can be written again")
-			}
-			continue
-		}
-		l.mu.Lock()
-		l.queue = append(kept, l.queue...)
-		l.mu.Unlock()
-		if closed {
-			return // the calls stay in flight on the disk: the next Open charges their reservations
-		}
-		select {
-		case <-l.wake:
-		case <-time.After(retryEvery):
 		}
 	}
+}
+
+// round writes what is in the queue, as far as one transaction takes it. It
+// reports whether there was something that cannot be written for now and is in
+// the queue again, and whether there is more. The caller holds l.writing.
+func (l *Ledger) round() (kept, more bool) {
+	l.mu.Lock()
+	n := min(len(l.queue), batchSize)
+	batch := slices.Clone(l.queue[:n])
+	l.queue = slices.Delete(l.queue, 0, n)
+	l.mu.Unlock()
+	var again []*entry
+	if n > 0 {
+		if again = l.commit(batch); len(again) == 0 && l.stuck {
+			l.stuck = false
+			l.log.Info("the ledger can be written again")
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue = append(again, l.queue...)
+	return len(again) > 0, len(l.queue) > 0
 }
 
 // lingerAwhile returns when there is something in the queue that somebody waits
@@ -136,39 +190,47 @@ func (l *Ledger) write() {
 // call after the other so waits for one write to the disk a call and not for two:
 // how a call ended is written together with the reservation of the next.
 func (l *Ledger) lingerAwhile() {
-	if !l.idle() {
-		return
-	}
 	late := time.NewTimer(linger)
 	defer late.Stop()
-	for l.idle() {
+	for {
+		left := l.idle()
+		if left <= 0 {
+			return
+		}
+		late.Reset(left)
 		select {
 		case <-l.wake:
 		case <-late.C:
-			return
 		}
 	}
 }
 
-// idle reports whether nobody waits for anything in the queue, which is not
-// empty.
-func (l *Ledger) idle() bool {
+// idle returns for how long what is in the queue can wait: not at all when
+// somebody waits for it, or it is empty.
+func (l *Ledger) idle() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || len(l.queue) == 0 || len(l.queue) >= batchSize || len(l.waiting) > 0 {
-		return false
+	if l.lingers = len(l.queue) > 0 && !l.urgent(); !l.lingers {
+		return 0
 	}
-	return !slices.ContainsFunc(l.queue, func(e *entry) bool { return e.answer != nil })
+	left := linger - time.Since(l.queue[0].came)
+	l.lingers = left > 0
+	return left
+}
+
+// urgent reports whether the queue must be written at once. The caller has l.mu.
+func (l *Ledger) urgent() bool {
+	return l.closed || len(l.queue) >= batchSize || len(l.waiting) > 0 || slices.ContainsFunc(l.queue, func(e *entry) bool { return e.answer != nil })
 }
 
 // commit writes a batch in one transaction. When that fails, the entries that
 // must be kept are returned, and the others are told. An entry that the
 // database does not take, because something is wrong with it and not with the
 // database, is looked for and does not spoil the others.
-func (l *Ledger) commit(batch []*entry, known *cache, p *pen) (kept []*entry) {
-	s, err := l.transact(batch, known, p)
+func (l *Ledger) commit(batch []*entry) (kept []*entry) {
+	s, err := l.transact(batch)
 	for try := 0; try < 3 && fault.KindOf(err) == fault.Conflict && !l.store.alone; try++ {
-		s, err = l.transact(batch, known, p) // another gateway was in the way
+		s, err = l.transact(batch) // another gateway was in the way
 	}
 	switch kind := fault.KindOf(err); {
 	case err == nil:
@@ -181,7 +243,7 @@ func (l *Ledger) commit(batch []*entry, known *cache, p *pen) (kept []*entry) {
 		return nil
 	case len(batch) > 1 && (kind == fault.Internal || kind == fault.Invalid || kind == fault.Full):
 		half := len(batch) / 2
-		return append(l.commit(batch[:half], known, p), l.commit(batch[half:], known, p)...)
+		return append(l.commit(batch[:half]), l.commit(batch[half:])...)
 	}
 	for _, e := range batch {
 		if e.answer == nil {
@@ -203,8 +265,9 @@ func (e *entry) done(err error) {
 }
 
 // transact carries out a batch: it reads the rows, decides, writes and commits.
-func (l *Ledger) transact(batch []*entry, known *cache, p *pen) (*sheet, error) {
+func (l *Ledger) transact(batch []*entry) (*sheet, error) {
 	const op = "write ledger"
+	p, known := &l.pen, l.known
 	l.unsure = false
 	var wants []want
 	for _, e := range batch {
@@ -242,7 +305,7 @@ func (l *Ledger) transact(batch []*entry, known *cache, p *pen) (*sheet, error) 
 		p.rollback()
 		return nil, l.store.fault(op, err)
 	}
-	if _, err := p.conn.ExecContext(ctx, "COMMIT"); err != nil {
+	if err := p.exec(ctx, "COMMIT"); err != nil {
 		// A server may have committed and not have come to say so.
 		l.unsure = !l.store.alone
 		p.rollback()

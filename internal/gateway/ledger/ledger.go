@@ -28,8 +28,8 @@
 //
 // # Group commit
 //
-// A durable commit waits for a disk. One goroutine does all the writing of a
-// gateway; what gathers while it waits goes into its next transaction, so many
+// A durable commit waits for a disk. Only one goroutine of a gateway writes at a
+// time; what gathers while it waits goes into the next transaction, so many
 // calls share one wait.
 package ledger
 
@@ -96,13 +96,17 @@ type Ledger struct {
 	mu      sync.Mutex
 	queue   []*entry
 	waiting []*waiter // calls that do not fit yet, oldest first
+	lingers bool      // the writer is in lingerAwhile
 	closed  bool
 	wake    chan struct{} // holds one when there is something to do
 
-	// The writer's own.
-	seq    int64 // of calls, in the ids of this owner
-	stuck  bool  // what must be written could not be, the last time
-	unsure bool  // whether the last transaction was committed is not known
+	// Whoever writes holds writing, and takes it before mu.
+	writing sync.Mutex
+	pen     pen
+	known   *cache
+	seq     int64 // of calls, in the ids of this owner
+	stuck   bool  // what must be written could not be, the last time
+	unsure  bool  // whether the last transaction was committed is not known
 }
 
 // Open opens the ledger, making or upgrading it first, and settles what an
@@ -164,6 +168,7 @@ func Open(ctx context.Context, o Options) (_ *Ledger, err error) {
 	if err := l.enter(ctx); err != nil {
 		return nil, err
 	}
+	l.pen, l.known = pen{store: l.store}, newCache()
 	go l.write()
 	if err := l.settleDead(ctx); err != nil {
 		return nil, errors.Join(err, l.stop())

@@ -367,7 +367,7 @@ func TestLedgerOfTheFirstVersionIsUpgraded(t *testing.T) {
 func fill(t *testing.T, l *Ledger, pages int) {
 	t.Helper()
 	err := l.do(t.Context(), want{}, func(*sheet) { // in the writer's goroutine
-		l.store.begin = fmt.Sprintf("PRAGMA max_page_count = %d; BEGIN IMMEDIATE", pages)
+		l.store.begin = []string{fmt.Sprintf("PRAGMA max_page_count = %d", pages), "BEGIN IMMEDIATE"}
 	})
 	if err != nil {
 		t.Fatal(err)

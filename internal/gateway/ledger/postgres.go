@@ -18,7 +18,7 @@ import (
 func postgresStore() *store {
 	return &store{
 		dialect: goose.DialectPostgres, folder: "postgres", versions: "ledger_version", fault: postgresFault, missing: noPostgresTable,
-		bulk: true, clock: "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS bigint)", begin: "BEGIN",
+		bulk: true, clock: "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS bigint)", begin: []string{"BEGIN"},
 	}
 }
 

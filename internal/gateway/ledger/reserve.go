@@ -144,7 +144,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (*Call, error) {
 	}
 	r.Model, r.Path, r.Prices = tidy(r.Model), tidy(r.Path), tidy(r.Prices)
 	w := &waiter{request: r, answered: make(chan error, 1), waits: make(chan struct{}, 1), holding: make(chan Shortage, 1)}
-	if !l.add(w.entry(l)) {
+	if !l.hurry(w.entry(l)) {
 		return nil, errClosed
 	}
 	var expired <-chan time.Time

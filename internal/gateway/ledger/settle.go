@@ -88,7 +88,7 @@ func (c *Call) ID() int64 { return c.id }
 func (c *Call) void() {
 	l := c.l
 	s := Settlement{Model: c.request.Model, State: Failed, Note: "never forwarded", ended: l.now()}
-	l.queue = append(l.queue, &entry{
+	l.enqueue(&entry{
 		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id}.itself,
 		decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.Reserved, s) },
 	})

@@ -68,12 +68,13 @@ type sheet struct {
 	forks map[forkKey]*forkRow
 	calls map[int64]*callRow
 
-	changedDays  map[string]bool
-	changedRuns  map[string]bool
-	changedForks map[forkKey]bool
-	opened       []*Call         // that were reserved
-	closed       []*callRow      // that were settled
-	freed        map[string]bool // see marks
+	changedDays   map[string]bool
+	changedRuns   map[string]bool
+	changedForks  map[forkKey]bool
+	changedTokens map[forkKey]bool
+	opened        []*Call         // that were reserved
+	closed        []*callRow      // that were settled
+	freed         map[string]bool // see marks
 }
 
 // A want is what an entry reads.
@@ -119,7 +120,7 @@ func (s *sheet) balances(day string, key forkKey) [3]*balance {
 
 // empty reports whether there is nothing to write.
 func (s *sheet) empty() bool {
-	return len(s.changedDays)+len(s.changedRuns)+len(s.changedForks)+len(s.opened)+len(s.closed) == 0
+	return len(s.changedDays)+len(s.changedRuns)+len(s.changedForks)+len(s.changedTokens)+len(s.opened)+len(s.closed) == 0
 }
 
 // A cache is what is known to stand in the database. It is used only where
@@ -157,7 +158,7 @@ func (c *cache) keep(s *sheet) {
 func (p *pen) load(ctx context.Context, wants []want, known *cache) (*sheet, error) {
 	s := &sheet{
 		days: map[string]*dayRow{}, runs: map[string]*runRow{}, forks: map[forkKey]*forkRow{}, calls: map[int64]*callRow{},
-		changedDays: map[string]bool{}, changedRuns: map[string]bool{}, changedForks: map[forkKey]bool{},
+		changedDays: map[string]bool{}, changedRuns: map[string]bool{}, changedForks: map[forkKey]bool{}, changedTokens: map[forkKey]bool{},
 		freed: map[string]bool{},
 	}
 	days, runs, forks, calls := map[string]bool{}, map[string]want{}, map[forkKey]want{}, map[int64]bool{}
@@ -305,33 +306,39 @@ func bit(b bool) int64 {
 }
 
 var (
-	saveDay  = update("days", []string{"day"}, []string{"budget", "spent", "reserved"}, text, number, number, number)
-	saveRun  = update("runs", []string{"run"}, []string{"repo", "budget", "pause", "spent", "reserved"}, text, text, number, number, number, number)
-	saveFork = update("forks", []string{"run", "fork"}, []string{
-		"budget", "spent", "reserved", "calls", "input", "output", "cache_read", "cache_write", "refused", "token_sha256", "granted", "held", "short",
-	}, text, number, number, number, number, number, number, number, number, number, number, text, number, text, text)
-	openCall = insert("calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started)", "",
+	saveDay  = update("days", []string{"budget", "spent", "reserved"}, []string{"day"}, number, number, number, text)
+	saveRun  = update("runs", []string{"repo", "budget", "pause", "spent", "reserved"}, []string{"run"}, text, number, number, number, number, text)
+	saveFork = update("forks", []string{
+		"budget", "spent", "reserved", "calls", "input", "output", "cache_read", "cache_write", "refused", "held", "short",
+	}, []string{"run", "fork"}, number, number, number, number, number, number, number, number, number, text, text, text, number)
+	// By itself, for there is an index of it, which calls need not write anew.
+	saveToken = update("forks", []string{"token_sha256", "granted"}, []string{"run", "fork"}, text, number, text, number)
+	openCall  = insert("calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started)", "",
 		number, number, text, number, text, text, text, text, number, number, text, number)
-	closeCall = update("calls", []string{"id"}, []string{
+	closeCall = update("calls", []string{
 		"model", "input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "web_searches", "cost", "state", "status", "request_id", "note", "ended",
-	}, number, text, number, number, number, number, number, number, number, text, number, text, text, number)
+	}, []string{"id"}, text, number, number, number, number, number, number, number, text, number, text, text, number, number)
 )
 
 // save writes what the sheet has changed.
 func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
-	var days, runs, forks, opened, closed [][]any
+	var days, runs, forks, tokens, opened, closed [][]any
 	for _, day := range slices.Sorted(maps.Keys(s.changedDays)) {
 		r := s.days[day]
-		days = append(days, []any{r.day, int64(r.budget), int64(r.spent), int64(r.reserved)})
+		days = append(days, []any{int64(r.budget), int64(r.spent), int64(r.reserved), r.day})
 	}
 	for _, run := range slices.Sorted(maps.Keys(s.changedRuns)) {
 		r := s.runs[run]
-		runs = append(runs, []any{r.run, r.repo, int64(r.budget), bit(r.pause), int64(r.spent), int64(r.reserved)})
+		runs = append(runs, []any{r.repo, int64(r.budget), bit(r.pause), int64(r.spent), int64(r.reserved), r.run})
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(s.changedForks), forkKey.compare) {
 		r := s.forks[key]
-		forks = append(forks, []any{r.run, int64(r.num), int64(r.budget), int64(r.spent), int64(r.reserved), r.calls, r.input, r.output,
-			r.cacheRead, r.cacheWrite, r.refused, r.token, r.granted, r.held, r.short})
+		forks = append(forks, []any{int64(r.budget), int64(r.spent), int64(r.reserved), r.calls, r.input, r.output,
+			r.cacheRead, r.cacheWrite, r.refused, r.held, r.short, r.run, int64(r.num)})
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(s.changedTokens), forkKey.compare) {
+		r := s.forks[key]
+		tokens = append(tokens, []any{r.token, r.granted, r.run, int64(r.num)})
 	}
 	for _, c := range s.opened {
 		opened = append(opened, []any{c.id, owner, c.fork.run, int64(c.fork.num), c.day, c.request.Model, c.request.Path, c.request.Prices,
@@ -339,13 +346,13 @@ func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
 	}
 	for _, c := range s.closed {
 		e := c.settlement
-		closed = append(closed, []any{c.id, e.Model, e.Tokens.Input, e.Tokens.CacheWrite5m, e.Tokens.CacheWrite1h, e.Tokens.CacheRead,
-			e.Tokens.Output, e.Tokens.WebSearches, int64(e.Cost), string(e.State), int64(e.Status), e.RequestID, e.Note, millis(e.ended)})
+		closed = append(closed, []any{e.Model, e.Tokens.Input, e.Tokens.CacheWrite5m, e.Tokens.CacheWrite1h, e.Tokens.CacheRead,
+			e.Tokens.Output, e.Tokens.WebSearches, int64(e.Cost), string(e.State), int64(e.Status), e.RequestID, e.Note, millis(e.ended), c.id})
 	}
 	for _, each := range []struct {
 		st   statement
 		rows [][]any
-	}{{saveDay, days}, {saveRun, runs}, {saveFork, forks}, {openCall, opened}, {closeCall, closed}} {
+	}{{saveDay, days}, {saveRun, runs}, {saveFork, forks}, {saveToken, tokens}, {openCall, opened}, {closeCall, closed}} {
 		if err := p.put(ctx, each.st, each.rows); err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ const file = "ledger.db"
 func sqliteStore() *store {
 	return &store{
 		dialect: goose.DialectSQLite3, folder: "sqlite", versions: goose.DefaultTablename, fault: sqliteFault, missing: noSQLiteTable,
-		alone: true, clock: "CAST(unixepoch('subsec') * 1000 AS INTEGER)", begin: "BEGIN IMMEDIATE",
+		alone: true, clock: "CAST(unixepoch('subsec') * 1000 AS INTEGER)", begin: []string{"BEGIN IMMEDIATE"},
 	}
 }
 

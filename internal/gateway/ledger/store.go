@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +28,7 @@ type store struct {
 	folder   string                           // of the migrations
 	versions string                           // the table of their versions
 	clock    string                           // the database's, in Unix milliseconds
-	begin    string                           // the statement that begins a transaction of the writer
+	begin    []string                         // the statements that begin a transaction of the writer
 	fault    func(op string, err error) error // gives an error of the database its kind
 	missing  func(err error) bool             // whether it says that a table is not there
 
@@ -108,7 +108,7 @@ const (
 // values, and for any number of rows, with a parameter for each column that is a
 // list of its values.
 type statement struct {
-	one, many string
+	one, many string   // as SQLite and as PostgreSQL understand it
 	columns   []string // their types: text or number
 	locks     bool     // it reads what will be changed
 }
@@ -132,18 +132,17 @@ func find(query string, key []string, columns ...string) statement {
 	}
 }
 
-// update changes the rows that have one of the keys. The columns are those of
-// the key and then the others.
-func update(table string, key, others []string, columns ...string) statement {
+// update changes the rows that have one of the keys. The columns are the others
+// and then those of the key.
+func update(table string, others, key []string, columns ...string) statement {
 	var where, on, one, many []string
-	for i, name := range key {
-		where = append(where, fmt.Sprintf("%s = $%d", name, i+1))
-		on = append(on, fmt.Sprintf("t.%s = v.column%d", name, i+1))
-	}
 	for i, name := range others {
-		n := len(key) + i + 1
-		one = append(one, fmt.Sprintf("%s = $%d", name, n))
-		many = append(many, fmt.Sprintf("%s = v.column%d", name, n))
+		one = append(one, name+" = ?")
+		many = append(many, fmt.Sprintf("%s = v.column%d", name, i+1))
+	}
+	for i, name := range key {
+		where = append(where, name+" = ?")
+		on = append(on, fmt.Sprintf("t.%s = v.column%d", name, len(others)+i+1))
 	}
 	return statement{
 		one:     "UPDATE " + table + " SET " + strings.Join(one, ", ") + " WHERE " + strings.Join(where, " AND "),
@@ -152,14 +151,9 @@ func update(table string, key, others []string, columns ...string) statement {
 	}
 }
 
-// params are n parameters.
-func params(n int) string {
-	var list []string
-	for i := range n {
-		list = append(list, "$"+strconv.Itoa(i+1))
-	}
-	return strings.Join(list, ", ")
-}
+// params are n parameters without names, which SQLite's driver need not look
+// for.
+func params(n int) string { return strings.Join(slices.Repeat([]string{"?"}, n), ", ") }
 
 // unnest makes a table of lists, as PostgreSQL does.
 func unnest(columns []string) string {
@@ -210,9 +204,20 @@ func (p *pen) begin(ctx context.Context) (err error) {
 		}
 		p.prepared = map[string]*sql.Stmt{}
 	}
-	_, err = p.conn.ExecContext(ctx, p.store.begin)
-	if err != nil {
-		p.drop()
+	for _, query := range p.store.begin {
+		if err = p.exec(ctx, query); err != nil {
+			p.drop()
+			return err
+		}
+	}
+	return nil
+}
+
+// exec carries out a statement that neither takes nor returns anything.
+func (p *pen) exec(ctx context.Context, query string) error {
+	ready, err := p.prepare(ctx, query)
+	if err == nil {
+		_, err = ready.ExecContext(ctx)
 	}
 	return err
 }
@@ -230,6 +235,11 @@ func (p *pen) rollback() {
 func (p *pen) drop() {
 	if p.conn == nil {
 		return
+	}
+	if p.store.alone { // SQLite keeps a connection, and its locks, for as long as it has statements
+		for _, st := range p.prepared {
+			st.Close() //nolint:errcheck // the connection goes with it
+		}
 	}
 	p.conn.Raw(func(any) error { return driver.ErrBadConn }) //nolint:errcheck // that error closes it
 	p.conn.Close()                                           //nolint:errcheck // it is closed

@@ -234,3 +234,28 @@ func TestMarkOfAHeldForkStays(t *testing.T) {
 		}
 	})
 }
+
+// A panic while a call writes the ledger itself is the end of that call only.
+func TestPanicOfACallLeavesTheLedgerAsItWas(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	grant(t, l, Account{Run: "r", Fork: 1, RunBudget: 1000})
+	reserve(t, l, request("r", 1, ask(100))).Settle(Settlement{State: Settled, Cost: 50})
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it did not panic")
+			}
+		}()
+		w := want{day: today(l.now()), run: "r", num: 1}
+		l.hurry(&entry{want: w.itself, decide: func(s *sheet) {
+			s.runs["r"].spent += 700
+			s.change("", forkKey{"r", 1})
+			panic("in the middle")
+		}, answer: func(error) {}})
+	}()
+	c := reserve(t, l, request("r", 1, ask(900)))
+	c.Settle(Settlement{State: Settled, Cost: 900})
+	if err := l.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
