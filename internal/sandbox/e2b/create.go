@@ -81,25 +81,51 @@ func (p *Provider) create(ctx context.Context, c *client, spec sandbox.Spec) (sa
 	if err != nil {
 		return sandbox.Ref{}, err
 	}
-	if !ok {
-		if m, err = p.add(ctx, c, spec); err != nil {
-			return sandbox.Ref{}, err
-		}
-		kept, err := p.elect(ctx, c, spec.Key, m)
-		if err != nil {
-			return sandbox.Ref{}, errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
-		}
-		m = kept
+	if ok {
+		err = p.fit(ctx, c, m, spec)
+	} else {
+		m, err = p.fresh(ctx, c, spec)
 	}
-	if err := p.prepare(ctx, c, m, spec); err != nil {
-		// The next try begins with a new one.
-		return sandbox.Ref{}, errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
+	if err != nil {
+		return sandbox.Ref{}, err
 	}
 	p.mu.Lock()
 	p.made[spec.Key] = m.ID
 	p.mu.Unlock()
 	p.useBase(spec.Base)
 	return handle{spec.Key, m.ID}.ref(), nil
+}
+
+// fresh makes a sandbox and prepares it, and looks meanwhile whether another
+// worker has made one for the key: hardly ever one has.
+func (p *Provider) fresh(ctx context.Context, c *client, spec sandbox.Spec) (machine, error) {
+	mine, err := p.add(ctx, c, spec)
+	if err != nil {
+		return mine, err
+	}
+	fitting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fitted := make(chan error, 1)
+	go func() { fitted <- p.fit(fitting, c, mine, spec) }()
+	kept, err := p.elect(ctx, c, spec.Key, mine)
+	if err == nil && kept.ID == mine.ID {
+		return mine, <-fitted
+	}
+	cancel()
+	<-fitted // it is not wanted any more
+	if err != nil {
+		return mine, errors.Join(err, c.kill(context.WithoutCancel(ctx), mine.ID))
+	}
+	return kept, p.fit(ctx, c, kept, spec)
+}
+
+// fit prepares a sandbox, or kills it: the next try begins with a new one.
+func (p *Provider) fit(ctx context.Context, c *client, m machine, spec sandbox.Spec) error {
+	err := p.prepare(ctx, c, m, spec)
+	if err != nil {
+		err = errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
+	}
+	return err
 }
 
 func (p *Provider) remembered(ctx context.Context, c *client, key string) (machine, bool, error) {

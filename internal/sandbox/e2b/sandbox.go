@@ -32,6 +32,7 @@ type box struct {
 	look time.Time  // when the end is next looked at
 
 	renewing sync.Mutex // held by who moves the end
+	waking   sync.Mutex // held by who looks into it while it is paused
 }
 
 func (b *box) envd() *envd { return b.link.Load() }
@@ -104,6 +105,9 @@ func (b *box) script(ctx context.Context, user, text string, args ...string) (r 
 // is not paused again: a crossing of the plan's end was cut off.
 func (b *box) awake(ctx context.Context, f func() error) error {
 	const long = 15 * time.Minute // whatever happens to us, the next one finds it
+	// Who is done pauses it again, which is no good to another who is not.
+	b.waking.Lock()
+	defer b.waking.Unlock()
 	if _, err := b.c.connect(ctx, b.id, min(long, b.c.plan.lifetime)); err != nil {
 		return err
 	}
