@@ -33,14 +33,16 @@ const e2bWord = "e2b"
 
 // The sizes of what is measured.
 const (
-	e2bFirst     = 60 // sandboxes made for a first command
+	e2bFirst     = 150 // sandboxes made for a first command
 	e2bFirstTurn = 10
-	e2bPolls     = 2000
-	e2bPollTurn  = 200
-	e2bFile      = 200 << 20
-	e2bFiles     = 5
-	e2bListed    = 1000
-	e2bLists     = 15
+
+	e2bRecordings = 5
+	e2bPolls      = 2000
+	e2bPollTurn   = 200
+	e2bFile       = 200 << 20
+	e2bFiles      = 5
+	e2bListed     = 1000
+	e2bLists      = 15
 )
 
 // serveE2B is the server. It prints its URL, its key and the address of a plain
@@ -185,7 +187,7 @@ func measureE2B(ctx context.Context, o options) ([]table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
-	ours, bare, err := c.firstCommand(ctx, w, first)
+	ours, bare, more, err := c.firstCommand(ctx, w, first)
 	if err != nil {
 		return nil, fmt.Errorf("first command: %w", err)
 	}
@@ -210,7 +212,7 @@ func measureE2B(ctx context.Context, o options) ([]table, error) {
 		return nil, fmt.Errorf("list: %w", err)
 	}
 
-	added := ours.p(.5) - bare.p(.5)
+	added := more.p(.5)
 	up, down := share(f.plainUp, f.up), share(f.plainDown, f.down)
 	promised := figureTable([]figure{
 		{"create to first command, over the bare round trips, p50", "≤ 5 ms", fmt.Sprintf("%.2f ms", added.Seconds()*1000), added <= 5*time.Millisecond},
@@ -223,9 +225,10 @@ func measureE2B(ctx context.Context, o options) ([]table, error) {
 	promised.note = "The client in this process, and a server on the loopback that speaks E2B's protocol and runs real processes in a process of its own. " + w.String()
 
 	create := table{title: "From nothing to the end of the first command", columns: []string{"", "p50", "p99"},
-		note: fmt.Sprintf("Milliseconds. Create, attach, /bin/true, its exit code and both outputs: %d requests, of which %d start a script in the sandbox, which is most of what it takes. The bare round trips are the same requests, recorded once and sent again one after the other by net/http, without waiting for anything but the answers. %d of each in turns of %d.", len(first.requests), first.scripts(), e2bFirst, e2bFirstTurn)}
+		note: fmt.Sprintf("Milliseconds. Create, attach, /bin/true, its exit code and both outputs: %d requests, of which %d start a script in the sandbox, which is most of what it takes. The bare round trips are the same requests, recorded once and sent again one after the other by net/http, without waiting for anything but the answers; of %d recordings the shortest, as the exit is asked for until it is there. The client asks for some of it at once. %d of each in turns; what the client took more is of neighbours.", len(first.requests), first.scripts(), e2bRecordings, e2bFirst)}
 	create.add("client", ms(ours.p(.5)), ms(ours.p(.99)))
 	create.add("bare round trips", ms(bare.p(.5)), ms(bare.p(.99)))
+	create.add("what the client took more", fmt.Sprintf("%.2f", more.p(.5).Seconds()*1000), fmt.Sprintf("%.2f", more.p(.99).Seconds()*1000))
 	empty := table{title: "An empty poll", columns: []string{"", "p50", "p99"},
 		note: fmt.Sprintf("Milliseconds for a read behind the last byte of an agent's output; %d of each in turns of %d.", e2bPolls, e2bPollTurn)}
 	empty.add("client", ms(poll.p(.5)), ms(poll.p(.99)))
@@ -318,8 +321,21 @@ func (c *cloud) record(ctx context.Context, work func(*e2b.Provider) error) ([]r
 	return requests, err
 }
 
-// recordFirst records a first command.
-func (c *cloud) recordFirst(ctx context.Context) (*recording, error) {
+// recordFirst records a first command, as short as it can be.
+func (c *cloud) recordFirst(ctx context.Context) (shortest *recording, err error) {
+	for range e2bRecordings {
+		rec, err := c.recordOnce(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if shortest == nil || len(rec.requests) < len(shortest.requests) {
+			shortest = rec
+		}
+	}
+	return shortest, nil
+}
+
+func (c *cloud) recordOnce(ctx context.Context) (*recording, error) {
 	spec := c.spec()
 	var ref sandbox.Ref
 	requests, err := c.record(ctx, func(p *e2b.Provider) (err error) { ref, err = firstOf(ctx, p, spec); return err })
@@ -406,34 +422,33 @@ func (c *cloud) remove(ctx context.Context, id string) error {
 	return err
 }
 
-func (c *cloud) firstCommand(ctx context.Context, w *watch, rec *recording) (ours, bare series, err error) {
-	for range e2bFirst / e2bFirstTurn {
-		w.quiet(ctx)
-		for range e2bFirstTurn {
-			var ref sandbox.Ref
-			spec := c.spec()
-			took, err := timed(func() (err error) { ref, err = firstOf(ctx, c.provider, spec); return err })
-			if err == nil {
-				err = c.provider.Destroy(ctx, ref)
-			}
-			if err != nil {
-				return nil, nil, err
-			}
-			ours = append(ours, took)
+// firstCommand measures both in turns, and what ours took more each time: what
+// else the machine does is much the same for two neighbours.
+func (c *cloud) firstCommand(ctx context.Context, w *watch, rec *recording) (ours, bare, more series, err error) {
+	for i := range e2bFirst {
+		if i%e2bFirstTurn == 0 {
+			w.quiet(ctx)
 		}
-		for range e2bFirstTurn {
-			var id string
-			took, err := timed(func() (err error) { id, err = c.again(ctx, rec); return err })
-			if err == nil {
-				err = c.remove(ctx, id)
-			}
-			if err != nil {
-				return nil, nil, err
-			}
-			bare = append(bare, took)
+		var ref sandbox.Ref
+		spec := c.spec()
+		took, err := timed(func() (err error) { ref, err = firstOf(ctx, c.provider, spec); return err })
+		if err == nil {
+			err = c.provider.Destroy(ctx, ref)
 		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		var id string
+		plain, err := timed(func() (err error) { id, err = c.again(ctx, rec); return err })
+		if err == nil {
+			err = c.remove(ctx, id)
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		ours, bare, more = append(ours, took), append(bare, plain), append(more, took-plain)
 	}
-	return ours, bare, nil
+	return ours, bare, more, nil
 }
 
 // start makes a sandbox with a process in it.
