@@ -67,7 +67,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any, aga
 		case errors.As(err, &status) && status.Limited:
 			// A request that was refused was not carried out.
 			wait = max(wait, status.RetryAfter)
-		case !again, errors.As(err, &status) && status.Status < 500:
+		case !again, untrusted(err), errors.As(err, &status) && status.Status < 500:
 			return h, err
 		}
 		if n == tries {

@@ -236,6 +236,8 @@ func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machi
 			}
 		case status != nil && status.Status < 500:
 			return m, unknownTemplate(in.Template, err)
+		case untrusted(err):
+			return m, err // it was asked for nothing
 		default:
 			if m, ok, err := p.madeWith(ctx, c, spec.Key, nonce); err == nil && ok {
 				return m, nil

@@ -46,7 +46,7 @@ func (b *box) try(ctx context.Context, again bool, f func() error) error {
 	wait := 50 * time.Millisecond
 	for n := 1; ; n++ {
 		err := f()
-		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || err == io.EOF { //nolint:errorlint // the end of a file, and not that of a connection
+		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || untrusted(err) || err == io.EOF { //nolint:errorlint // the end of a file, and not that of a connection
 			return err
 		}
 		switch status := statusOf(err); {
