@@ -47,7 +47,7 @@ func TestSessions(t *testing.T) {
 			"gorepo": cmdGorepo, "standin": cmdStandin, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "postgres": cmdPostgres,
-			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
+			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone, "e2bkill": cmdE2bkill, "e2bfault": cmdE2bfault,
 			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
 	})
@@ -77,6 +77,7 @@ type session struct {
 	started time.Time
 	pids    map[string]string
 	e2b     *e2btest.Server
+	healed  func() // ends what goes wrong there
 
 	prometheus string     // URL of the server that watches the engine
 	collector  *collector // of traces

@@ -214,7 +214,10 @@ func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machi
 		}
 		in.Template = s.ID
 	}
-	queued := time.Now().Add(p.o.Queue)
+	queued, told := spec.Deadline, false
+	if p.o.Queue > 0 {
+		queued = time.Now().Add(p.o.Queue)
+	}
 	wait := 500 * time.Millisecond
 	for n := 1; ; n++ {
 		if err := c.pace(ctx); err != nil {
@@ -233,6 +236,10 @@ func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machi
 			n = 0
 			if time.Now().After(queued) {
 				return m, err
+			}
+			if !told {
+				told = true
+				p.o.Logger.WarnContext(ctx, "A sandbox is not made yet: E2B's limit is reached, and it is asked for again until there is room", "key", spec.Key, "error", err)
 			}
 		case status != nil && status.Status < 500:
 			return m, unknownTemplate(in.Template, err)

@@ -62,7 +62,7 @@ type Options struct {
 
 	Pace     time.Duration // between two creations; 0: the plan's; less: none
 	Lifetime time.Duration // the longest timeout; 0: the plan's
-	Queue    time.Duration // how long Create waits for the team's other sandboxes to end; 0: 3 minutes
+	Queue    time.Duration // how long Create waits for the team's other sandboxes to end; 0: until the sandbox's own deadline
 	Margin   time.Duration // how long before its timeout a sandbox that is worked in is given more; 0: a tenth of the lifetime
 	Ping     time.Duration // between signs of life on a stream; 0: 15 s. Three without one cut it.
 }
@@ -82,9 +82,6 @@ type Provider struct {
 func New(o Options) *Provider {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Queue == 0 {
-		o.Queue = 3 * time.Minute
 	}
 	if o.Ping == 0 {
 		o.Ping = 15 * time.Second
