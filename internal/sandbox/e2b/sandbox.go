@@ -31,8 +31,9 @@ type box struct {
 	end  time.Time  // when E2B ends it, as far as is known; zero: not known
 	look time.Time  // when the end is next looked at
 
-	renewing sync.Mutex // held by who moves the end
-	waking   sync.Mutex // held by who looks into it while it is paused
+	told     atomic.Bool // that the service cannot give it more time
+	renewing sync.Mutex  // held by who moves the end
+	waking   sync.Mutex  // held by who looks into it while it is paused
 }
 
 func (b *box) envd() *envd { return b.link.Load() }
