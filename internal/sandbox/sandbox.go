@@ -228,4 +228,5 @@ type Info struct {
 	Labels  map[string]string
 	Created time.Time
 	Paused  bool
+	Size    Limits // what it has of each; 0: the list does not say
 }

@@ -157,6 +157,8 @@ type machine struct {
 	Metadata    map[string]string `json:"metadata"`
 	Started     time.Time         `json:"startedAt"`
 	End         time.Time         `json:"endAt"`
+	CPUs        int64             `json:"cpuCount"`
+	MemoryMB    int64             `json:"memoryMB"`
 }
 
 const statePaused = "paused"

@@ -217,3 +217,34 @@ func TestAForkThatSomebodyMadeOfOursIsNotTakenForIt(t *testing.T) {
 		t.Errorf("%+v, %v", infos, err)
 	}
 }
+
+// E2B's own example: a sandbox of the default size costs about $0.109 an hour.
+func TestWhatASandboxOfE2BCostsIsKnownAndThatOfOthersIsNot(t *testing.T) {
+	srv := serve(t, e2btest.Options{})
+	p := provider(t, srv)
+	ref, _ := create(t, p, sandbox.Spec{Key: "price"})
+	price := func(s Settings) (int64, bool) {
+		infos, err := p.List(t.Context(), nil)
+		if err != nil || len(infos) != 1 {
+			t.Fatalf("%+v, %v", infos, err)
+		}
+		return New(Options{Settings: func() Settings { return s }}).HourlyPrice(infos[0])
+	}
+	if got, ok := price(Settings{Key: "k"}); !ok || got != 108_900_000 {
+		t.Errorf("%d, %v", got, ok)
+	}
+	for _, s := range []Settings{settingsOf(srv), {Domain: "example.com"}, {Debug: true}} {
+		if got, ok := price(s); ok {
+			t.Errorf("%+v: %d", s, got)
+		}
+	}
+	if err := p.Pause(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := price(Settings{Key: "k"}); !ok || got != 0 {
+		t.Errorf("while it is paused: %d, %v", got, ok)
+	}
+	if got, ok := p.HourlyPrice(sandbox.Info{}); ok {
+		t.Errorf("of unknown size: %d", got)
+	}
+}
