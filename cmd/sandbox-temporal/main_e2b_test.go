@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"strconv"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -31,6 +32,11 @@ func cmdE2bserver(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("E2B_API_URL", s.e2b.APIURL())
 	ts.Setenv("E2B_SANDBOX_URL", s.e2b.SandboxURL())
 	ts.Setenv("SANDBOX_TEMPORAL_E2B_PLAN", "pro")
+	// Where the engine's gateway can be: its address has to be known before.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv("FREE", ln.Addr().String())
+	ts.Check(ln.Close())
 }
 
 // cmdE2bkill ends the sandbox of the fork with that number behind everybody's
