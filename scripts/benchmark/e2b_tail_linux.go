@@ -129,8 +129,9 @@ func (c *cloud) tail(ctx context.Context, w *watch) (all []tailing, err error) {
 	following, stop := context.WithCancel(ctx)
 	ended := make(chan error, e2bForks)
 	begin := make(chan struct{}, 4) // agents are started so many at a time, and followed all at once
+	var followers sync.WaitGroup
 	for i := range refs {
-		go func() {
+		followers.Go(func() {
 			select {
 			case begin <- struct{}{}:
 			case <-following.Done():
@@ -138,21 +139,18 @@ func (c *cloud) tail(ctx context.Context, w *watch) (all []tailing, err error) {
 				return
 			}
 			ended <- follow(following, acts, key, i+1, refs[i])
-		}()
+		})
 	}
 	defer func() {
 		// Nobody asks how the agents end that a benchmark stops.
 		_, killErr := parallel(e2bForks, 4, func(i int) error { return c.provider.Destroy(ctx, refs[i]) })
 		stop()
-		for range refs {
-			<-ended
-		}
+		followers.Wait()
 		err = errors.Join(err, killErr)
 	}()
 	for n := int64(0); n < e2bForks; {
 		select {
 		case err := <-ended:
-			ended <- err
 			return nil, fmt.Errorf("an agent ended: %w", err)
 		case <-ctx.Done():
 			return nil, ctx.Err()

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -105,14 +106,16 @@ func (p *Provider) fresh(ctx context.Context, c *client, spec sandbox.Spec) (mac
 	}
 	fitting, cancel := context.WithCancel(ctx)
 	defer cancel()
-	fitted := make(chan error, 1)
-	go func() { fitted <- p.fit(fitting, c, mine, spec) }()
+	var fit sync.WaitGroup
+	var fitErr error
+	fit.Go(func() { fitErr = p.fit(fitting, c, mine, spec) })
 	kept, err := p.elect(ctx, c, spec.Key, mine)
 	if err == nil && kept.ID == mine.ID {
-		return mine, <-fitted
+		fit.Wait()
+		return mine, fitErr
 	}
-	cancel()
-	<-fitted // it is not wanted any more
+	cancel() // it is not wanted any more
+	fit.Wait()
 	if err != nil {
 		return mine, errors.Join(err, c.kill(context.WithoutCancel(ctx), mine.ID))
 	}
