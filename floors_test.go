@@ -105,8 +105,10 @@ var floors = map[string][]string{
 	// beside the house: what builds and tests it, never shipped
 	"scripts/*": {},
 	// Measures a provider beside its peers, so it needs one, and the gateway, and
-	// the client of E2B against the server that its tests have.
-	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local", "internal/sandbox/e2b", "internal/sandbox/e2b/e2btest", "internal/fork", "internal/gateway", "internal/gateway/ledger"},
+	// the client of E2B against the server that its tests have, followed by a
+	// worker's activities.
+	"scripts/benchmark": {"internal/sandbox", "internal/sandbox/local", "internal/sandbox/e2b", "internal/sandbox/e2b/e2btest", "internal/fork", "internal/gateway", "internal/gateway/ledger",
+		"internal/artifact", "internal/orchestrator", "internal/activities"},
 }
 
 // quiet packages decide and never do: they may not reach the outside world.

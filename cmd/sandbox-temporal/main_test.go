@@ -48,7 +48,7 @@ func TestSessions(t *testing.T) {
 			"gorepo": cmdGorepo, "standin": cmdStandin, "far": cmdFar, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "details": cmdDetails, "postgres": cmdPostgres,
-			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone,
+			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone, "e2bkill": cmdE2bkill, "e2bfault": cmdE2bfault,
 			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
 	})
@@ -79,6 +79,7 @@ type session struct {
 	pids    map[string]string
 	e2b     *e2btest.Server
 	relay   *relay // to a model that is far away
+	healed  func() // ends what goes wrong there
 
 	prometheus string     // URL of the server that watches the engine
 	collector  *collector // of traces

@@ -24,7 +24,6 @@ import (
 
 const (
 	taskFile   = sandbox.Home + "/.sandbox-task"
-	pollEvery  = 250 * time.Millisecond
 	graceOfInt = 1500 * time.Millisecond // an interrupted agent says its last words within this
 )
 
@@ -67,6 +66,9 @@ func (a *Activities) followAgent(ctx context.Context, in orchestrator.RunAgentIn
 		log.InfoContext(ctx, "Agent started", logs.Model, in.Spec.Model)
 	}
 	f.sandbox = sb
+	if !a.hostBound(in.Ref.Provider) {
+		f.pace.most = pollAtMost
+	}
 	why, err := f.follow(ctx, p)
 	if errors.Is(err, orchestrator.ErrWorkerStopping) {
 		log.InfoContext(ctx, "Agent let go of: it runs on, and whoever comes next follows it")
@@ -150,6 +152,7 @@ type follower struct {
 	sandbox sandbox.Sandbox
 	hold    hold
 	steps   steps
+	pace    pace
 
 	turns  turns
 	before bool // it ran before we followed it
@@ -185,8 +188,6 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 	case fault.KindOf(err) != fault.NotFound:
 		return "", err
 	}
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
 	for {
 		_, ended, err := p.Exit(ctx)
 		if err == nil {
@@ -221,7 +222,7 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 			}
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(f.wait(time.Now())):
 		case <-stopping(ctx):
 			return "", orchestrator.ErrWorkerStopping
 		case <-ctx.Done():
@@ -267,7 +268,9 @@ func (f *follower) end(ctx context.Context, p sandbox.Process) error {
 
 // drain reads what there is to read.
 func (f *follower) drain(ctx context.Context, p sandbox.Process) error {
-	buf := make([]byte, 64<<10)
+	pooled := pieces.Get().(*[64 << 10]byte)
+	defer pieces.Put(pooled)
+	buf := pooled[:]
 	for {
 		n, err := p.ReadAt(ctx, sandbox.Stdout, buf, f.offset)
 		if n > 0 {

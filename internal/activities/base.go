@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,7 +72,10 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 			out.Bytes = sizeOf(ctx, provider, out.Frozen)
 			a.about(in.Run, 0, "").InfoContext(ctx, "Base ready", logs.Provider, provider.Name(), logs.Base, out.Frozen, logs.Commit, out.Commit, logs.Made, out.Made)
 		}
-		return out, fault.Wrap(op, err)
+		if !errors.Is(err, errNoBases) || in.Plan.Prompt == "" {
+			return out, fault.Wrap(op, err)
+		}
+		a.about(in.Run, 0, "").WarnContext(ctx, "No base is prepared: each fork unpacks the repository by itself", logs.Provider, provider.Name(), logs.Error, err)
 	}
 	if in.Plan.Setup != "" {
 		return out, fault.New(op, fault.Unsupported, "provider %s cannot freeze a prepared sandbox", provider.Name()).
@@ -127,6 +131,10 @@ func sizeOf(ctx context.Context, p sandbox.Provider, key string) int64 {
 	return 0
 }
 
+// errNoBases is met where a provider could freeze, and the service behind it does
+// not.
+var errNoBases = errors.New("no base can be kept there")
+
 // freeze prepares a sandbox and freezes it, once for all who ask for the same.
 // It reports whether it had to be made.
 func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInput, system string, p sandbox.Provider, snap sandbox.Freezer, src repo.Base) (string, bool, error) {
@@ -148,7 +156,11 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 	defer one.Unlock()
 
 	err := snap.Base(ctx, key)
-	if fault.KindOf(err) != fault.NotFound { // nil: it is there
+	switch fault.KindOf(err) {
+	case fault.NotFound:
+	case fault.Unsupported:
+		return "", false, fmt.Errorf("%w: %w", errNoBases, err)
+	default: // nil: it is there
 		return key, false, err
 	}
 	labels := a.labels(in.Run, "base", time.Now().Add(setupTime))

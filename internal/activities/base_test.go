@@ -16,6 +16,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/fake"
 )
 
 func TestABaseSaysWhatItWasMadeFrom(t *testing.T) {
@@ -234,4 +235,43 @@ func (a *aged) RemoveBase(_ context.Context, key string) error {
 	a.removed = append(a.removed, key)
 	a.infos = slices.DeleteFunc(a.infos, func(b sandbox.BaseInfo) bool { return b.Key == key })
 	return nil
+}
+
+// unfrozen could freeze, and what is behind it does not.
+type unfrozen struct{ *fake.Provider }
+
+func (unfrozen) Base(context.Context, string) error {
+	return fault.New("", fault.Unsupported, "the service cannot make snapshots").Hinted("It speaks only a part.")
+}
+func (unfrozen) Freeze(context.Context, sandbox.Ref, string) error {
+	panic("it was asked for all the same")
+}
+
+func TestWhereNoBaseCanBeKeptEachForkUnpacksTheRepository(t *testing.T) {
+	t.Parallel()
+	w, dir := setUp(t), t.TempDir()
+	if err := newRepo(dir); err != nil {
+		t.Fatal(err)
+	}
+	w.Providers = sandbox.NewSet(unfrozen{w.fake})
+	const run = "sandbox-orch-00000001"
+	base, err := w.PrepareBase(t.Context(), orchestrator.PrepareBaseInput{Run: run, Plan: plan(dir, "x")})
+	if err != nil || base.Frozen != "" || base.Bundle == "" {
+		t.Fatalf("%+v, %v", base, err)
+	}
+	spec, ref, err := w.begin(t.Context(), run, plan(dir, "Play @script write"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.HealthCheck(t.Context(), orchestrator.HealthCheckInput{Spec: spec, Ref: ref}); err != nil {
+		t.Error(err)
+	}
+	p := plan(dir, "x")
+	p.Setup = "make"
+	if _, err := w.PrepareBase(t.Context(), orchestrator.PrepareBaseInput{Run: run, Plan: p}); fault.KindOf(err) != fault.Unsupported || !strings.Contains(fault.HintOf(err), "--setup") {
+		t.Errorf("with --setup: %v, hint %q", err, fault.HintOf(err))
+	}
+	if _, err := w.PrepareBase(t.Context(), orchestrator.PrepareBaseInput{Run: run, Plan: plan(dir, "")}); fault.KindOf(err) != fault.Unsupported || fault.HintOf(err) == "" {
+		t.Errorf("ahead of all runs: %v, hint %q", err, fault.HintOf(err))
+	}
 }

@@ -94,12 +94,17 @@ func (f *follower) tell(ctx context.Context) {
 	}
 }
 
+// held is for how long the fork has been held up to now.
+func (h *hold) held(now time.Time) time.Duration {
+	if h.why == "" {
+		return h.long
+	}
+	return h.long + now.Sub(h.at)
+}
+
 // late says whether the fork's time is up, or that of this activity.
 func (f *follower) late(now time.Time) fork.Status {
-	long := f.hold.long
-	if f.hold.why != "" {
-		long += now.Sub(f.hold.at)
-	}
+	long := f.hold.held(now)
 	switch {
 	case !now.Before(f.in.Deadline.Add(long)):
 		return fork.TimedOut
@@ -107,4 +112,14 @@ func (f *follower) late(now time.Time) fork.Status {
 		return unended
 	}
 	return ""
+}
+
+// left is how long late has nothing to say.
+func (f *follower) left(now time.Time) time.Duration {
+	long := f.hold.held(now)
+	left := f.in.Deadline.Add(long).Sub(now)
+	if long > 0 {
+		left = min(left, f.in.Deadline.Add(f.in.Slack).Sub(now))
+	}
+	return left
 }

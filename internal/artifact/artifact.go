@@ -407,6 +407,9 @@ func sweep(dir string) {
 // unfinished is how fileblob ends the name of a file that it still writes.
 const unfinished = ".tmp"
 
+// keyPart is what may stand between the slashes of a key.
+var keyPart = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,199}$`)
+
 // checkKey refuses keys that could leave the store or that collide with
 // files of our own.
 func checkKey(key string) error {
@@ -414,9 +417,8 @@ func checkKey(key string) error {
 	if len(key) > 800 {
 		return bad
 	}
-	part := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,199}$`)
 	for p := range strings.SplitSeq(key, "/") {
-		if !part.MatchString(p) || strings.HasSuffix(p, unfinished) || strings.HasSuffix(p, ".attrs") || strings.HasSuffix(p, chunks) {
+		if !keyPart.MatchString(p) || strings.HasSuffix(p, unfinished) || strings.HasSuffix(p, ".attrs") || strings.HasSuffix(p, chunks) {
 			return bad
 		}
 	}

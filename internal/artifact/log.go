@@ -292,11 +292,21 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 	if err != nil {
 		return fault.Wrap(op, err)
 	}
+	var row []chunk
 	if !sealed {
-		var row []chunk
 		if row, size, _, err = s.row(ctx, key, 0); err != nil {
 			return fault.Wrap(op, err)
 		}
+		// As in ReadLog: what another Seal had removed would not be in this one.
+		whole, there, err := s.stat(ctx, key)
+		if err != nil {
+			return fault.Wrap(op, err)
+		}
+		if there {
+			size, sealed = whole, true
+		}
+	}
+	if !sealed {
 		for o, err := range s.under(ctx, key+chunks+"/") {
 			if err != nil {
 				return fault.Wrap(op, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 )
 
 // Output runs cmd under id to its end and returns how it ended and at most
@@ -17,11 +18,16 @@ func Output(ctx context.Context, sb Sandbox, id string, cmd Cmd, limit int) (std
 	if exit, err = p.Wait(ctx); err != nil {
 		return nil, nil, Exit{}, err
 	}
-	if stdout, err = ReadAll(ctx, p, Stdout, limit); err != nil {
+	// Far away each is a request, and neither needs to wait for the other.
+	var wg sync.WaitGroup
+	var errOut, errErr error
+	wg.Go(func() { stderr, errErr = ReadAll(ctx, p, Stderr, limit) })
+	stdout, errOut = ReadAll(ctx, p, Stdout, limit)
+	wg.Wait()
+	if err := errors.Join(errOut, errErr); err != nil {
 		return nil, nil, Exit{}, err
 	}
-	stderr, err = ReadAll(ctx, p, Stderr, limit)
-	return stdout, stderr, exit, err
+	return stdout, stderr, exit, nil
 }
 
 // ReadAll reads what is there of a stream, at most limit bytes.

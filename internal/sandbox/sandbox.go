@@ -95,7 +95,8 @@ type Sandbox interface {
 	Close() error
 }
 
-// A Process is a command that was started in a sandbox.
+// A Process is a command that was started in a sandbox. It is safe for
+// concurrent use.
 type Process interface {
 	// ReadAt reads what the process has written so far to the stream, as
 	// io.ReaderAt does: it never waits, and returns io.EOF at the end of
@@ -227,4 +228,5 @@ type Info struct {
 	Labels  map[string]string
 	Created time.Time
 	Paused  bool
+	Size    Limits // what it has of each; 0: the list does not say
 }

@@ -24,11 +24,23 @@ func (l *Ledger) Usage(ctx context.Context, run string, num int) (Spent, error) 
 	return s, nil
 }
 
+// usageOf is what a fork, or with less of a condition a run, has spent.
+const usageOf = `SELECT CAST(COALESCE(SUM(spent), 0) AS bigint), CAST(COALESCE(SUM(calls), 0) AS bigint),
+	CAST(COALESCE(SUM(input), 0) AS bigint), CAST(COALESCE(SUM(output), 0) AS bigint), CAST(COALESCE(SUM(cache_read), 0) AS bigint),
+	CAST(COALESCE(SUM(cache_write), 0) AS bigint), CAST(COALESCE(SUM(refused), 0) AS bigint), COALESCE(MAX(held), ''), COALESCE(MAX(short), '')
+	FROM forks WHERE run = $1`
+
 func (s *store) usage(ctx context.Context, run string, num int) (u Spent, err error) {
-	err = s.read.QueryRowContext(ctx, `SELECT CAST(COALESCE(SUM(spent), 0) AS bigint), CAST(COALESCE(SUM(calls), 0) AS bigint),
-		CAST(COALESCE(SUM(input), 0) AS bigint), CAST(COALESCE(SUM(output), 0) AS bigint), CAST(COALESCE(SUM(cache_read), 0) AS bigint),
-		CAST(COALESCE(SUM(cache_write), 0) AS bigint), CAST(COALESCE(SUM(refused), 0) AS bigint), COALESCE(MAX(held), ''), COALESCE(MAX(short), '')
-		FROM forks WHERE run = $1 AND (fork = $2 OR $2 = 0)`, run, num).
+	query, args := usageOf, []any{run}
+	if num != 0 {
+		query, args = usageOf+" AND fork = $2", []any{run, num}
+	}
+	// Each fork that is followed asks this once in a second or two.
+	stmt, err := s.asked(ctx, query)
+	if err != nil {
+		return u, err
+	}
+	err = stmt.QueryRowContext(ctx, args...).
 		Scan(&u.Cost, &u.Calls, &u.InputTokens, &u.OutputTokens, &u.CacheReadTokens, &u.CacheWriteTokens, &u.Refused, &u.Held, &u.Short)
 	return u, err
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -43,10 +44,37 @@ type store struct {
 
 	write *sql.DB
 	read  *sql.DB
+
+	mu       sync.Mutex
+	prepared map[string]*sql.Stmt // of read, by text
+}
+
+// asked prepares a question that is asked again and again.
+func (s *store) asked(ctx context.Context, query string) (*sql.Stmt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stmt := s.prepared[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := s.read.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	if s.prepared == nil {
+		s.prepared = map[string]*sql.Stmt{}
+	}
+	s.prepared[query] = stmt
+	return stmt, nil
 }
 
 func (s *store) close() error {
 	var errs []error
+	s.mu.Lock()
+	for _, stmt := range s.prepared {
+		errs = append(errs, stmt.Close())
+	}
+	clear(s.prepared)
+	s.mu.Unlock()
 	if s.read != nil {
 		errs = append(errs, s.read.Close())
 	}

@@ -263,7 +263,7 @@ func (p *Provider) RemoveBase(ctx context.Context, key string) error {
 	if err == nil && ok {
 		err = c.removeTemplate(ctx, s.ID)
 	}
-	if err != nil {
+	if err != nil && fault.KindOf(err) != fault.Unsupported { // who makes no snapshots has none
 		return asFault(op, err)
 	}
 	if p.o.Dir == "" {

@@ -23,7 +23,8 @@ type client struct {
 	settings Settings
 	plan     plan
 	http     *http.Client
-	firstV1  atomic.Bool // it has no second version
+	firstV1  atomic.Bool // sandboxes are made by the first version of the call, as it has no second
+	listV1   atomic.Bool // and listed
 
 	mu   sync.Mutex
 	next time.Time // when a sandbox may be made again
@@ -67,7 +68,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any, aga
 		case errors.As(err, &status) && status.Limited:
 			// A request that was refused was not carried out.
 			wait = max(wait, status.RetryAfter)
-		case !again, errors.As(err, &status) && status.Status < 500:
+		case !again, untrusted(err), errors.As(err, &status) && (status.Status < 500 || status.Status == http.StatusNotImplemented):
 			return h, err
 		}
 		if n == tries {
@@ -156,6 +157,8 @@ type machine struct {
 	Metadata    map[string]string `json:"metadata"`
 	Started     time.Time         `json:"startedAt"`
 	End         time.Time         `json:"endAt"`
+	CPUs        int64             `json:"cpuCount"`
+	MemoryMB    int64             `json:"memoryMB"`
 }
 
 const statePaused = "paused"
@@ -235,7 +238,46 @@ func (c *client) list(ctx context.Context, metadata map[string]string) ([]machin
 		}
 		q.Set("metadata", inner.Encode())
 	}
-	return pages[machine](ctx, c, "/v2/sandboxes", q)
+	if !c.listV1.Load() {
+		all, err := pages[machine](ctx, c, "/v2/sandboxes", q)
+		if !absent(err) {
+			return all, err
+		}
+	}
+	q.Del("state") // the first version has it not, and no pages
+	q.Del("limit")
+	all, err := pages[machine](ctx, c, "/sandboxes", q)
+	if err == nil {
+		c.listV1.Store(true)
+	}
+	return all, err
+}
+
+// absent reports whether a service does not know what it was asked, when that
+// names no sandbox that could be gone.
+func absent(err error) bool {
+	switch statusOf(err) {
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
+// lacks tells a call that the service does not know from a sandbox that it does
+// not know.
+func (c *client) lacks(ctx context.Context, id, what string, err error) error {
+	if !absent(err) {
+		return err
+	}
+	if _, getErr := c.get(ctx, id); getErr != nil {
+		return err
+	}
+	return lacking(what, err)
+}
+
+func lacking(what string, err error) error {
+	return fault.New("", fault.Unsupported, "the service cannot %s: %v", what, err).
+		Hinted("The service at E2B_API_URL speaks only a part of E2B's protocol.")
 }
 
 // pages reads a list to its end. A token that comes back twice would never
@@ -273,12 +315,12 @@ type timeout struct {
 func (c *client) connect(ctx context.Context, id string, life time.Duration) (machine, error) {
 	var m machine
 	_, err := c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(id)+"/connect", timeout{seconds(life)}, &m, true)
-	return m, checkMachine(m, err)
+	return m, checkMachine(m, c.lacks(ctx, id, "resume sandboxes", err))
 }
 
 func (c *client) setTimeout(ctx context.Context, id string, life time.Duration) error {
 	_, err := c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(id)+"/timeout", timeout{seconds(life)}, nil, true)
-	return err
+	return c.lacks(ctx, id, "change a sandbox's timeout", err)
 }
 
 // pause is no error when it is paused already.
@@ -289,7 +331,7 @@ func (c *client) pause(ctx context.Context, id string) error {
 			return nil
 		}
 	}
-	return err
+	return c.lacks(ctx, id, "pause sandboxes", err)
 }
 
 func (c *client) kill(ctx context.Context, id string) error {
@@ -326,6 +368,7 @@ func bareName(n string) string {
 func (c *client) snapshot(ctx context.Context, id, name string) (snapshot, error) {
 	var s snapshot
 	_, err := c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(id)+"/snapshots", map[string]string{"name": name}, &s, true)
+	err = c.lacks(ctx, id, "make snapshots", err)
 	if err == nil && s.ID == "" {
 		err = unexpected("a snapshot without an id")
 	}
@@ -333,13 +376,20 @@ func (c *client) snapshot(ctx context.Context, id, name string) (snapshot, error
 }
 
 func (c *client) snapshots(ctx context.Context) ([]snapshot, error) {
-	return pages[snapshot](ctx, c, "/snapshots", url.Values{"limit": {"100"}})
+	all, err := pages[snapshot](ctx, c, "/snapshots", url.Values{"limit": {"100"}})
+	if absent(err) {
+		return nil, nil // who makes none has none
+	}
+	return all, err
 }
 
 // findSnapshot returns the snapshot of that name; ok is false when there is
 // none.
 func (c *client) findSnapshot(ctx context.Context, name string) (s snapshot, ok bool, err error) {
 	all, err := pages[snapshot](ctx, c, "/snapshots", url.Values{"limit": {"100"}, "name": {name}})
+	if absent(err) {
+		return s, false, lacking("make snapshots", err)
+	}
 	for _, s := range all {
 		if s.named(name) {
 			return s, true, err
@@ -385,5 +435,5 @@ func (c *client) fork(ctx context.Context, id string, count int, life time.Durat
 	}
 	var out []forked
 	_, err := c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(id)+"/fork", map[string]int{"count": count, "timeout": seconds(life)}, &out, false)
-	return out, err
+	return out, c.lacks(ctx, id, "fork sandboxes", err)
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -81,25 +82,53 @@ func (p *Provider) create(ctx context.Context, c *client, spec sandbox.Spec) (sa
 	if err != nil {
 		return sandbox.Ref{}, err
 	}
-	if !ok {
-		if m, err = p.add(ctx, c, spec); err != nil {
-			return sandbox.Ref{}, err
-		}
-		kept, err := p.elect(ctx, c, spec.Key, m)
-		if err != nil {
-			return sandbox.Ref{}, errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
-		}
-		m = kept
+	if ok {
+		err = p.fit(ctx, c, m, spec)
+	} else {
+		m, err = p.fresh(ctx, c, spec)
 	}
-	if err := p.prepare(ctx, c, m, spec); err != nil {
-		// The next try begins with a new one.
-		return sandbox.Ref{}, errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
+	if err != nil {
+		return sandbox.Ref{}, err
 	}
 	p.mu.Lock()
 	p.made[spec.Key] = m.ID
 	p.mu.Unlock()
 	p.useBase(spec.Base)
 	return handle{spec.Key, m.ID}.ref(), nil
+}
+
+// fresh makes a sandbox and prepares it, and looks meanwhile whether another
+// worker has made one for the key: hardly ever one has.
+func (p *Provider) fresh(ctx context.Context, c *client, spec sandbox.Spec) (machine, error) {
+	mine, err := p.add(ctx, c, spec)
+	if err != nil {
+		return mine, err
+	}
+	fitting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var fit sync.WaitGroup
+	var fitErr error
+	fit.Go(func() { fitErr = p.fit(fitting, c, mine, spec) })
+	kept, err := p.elect(ctx, c, spec.Key, mine)
+	if err == nil && kept.ID == mine.ID {
+		fit.Wait()
+		return mine, fitErr
+	}
+	cancel() // it is not wanted any more
+	fit.Wait()
+	if err != nil {
+		return mine, errors.Join(err, c.kill(context.WithoutCancel(ctx), mine.ID))
+	}
+	return kept, p.fit(ctx, c, kept, spec)
+}
+
+// fit prepares a sandbox, or kills it: the next try begins with a new one.
+func (p *Provider) fit(ctx context.Context, c *client, m machine, spec sandbox.Spec) error {
+	err := p.prepare(ctx, c, m, spec)
+	if err != nil {
+		err = errors.Join(err, c.kill(context.WithoutCancel(ctx), m.ID))
+	}
+	return err
 }
 
 func (p *Provider) remembered(ctx context.Context, c *client, key string) (machine, bool, error) {
@@ -188,7 +217,10 @@ func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machi
 		}
 		in.Template = s.ID
 	}
-	queued := time.Now().Add(p.o.Queue)
+	queued, told := spec.Deadline, false
+	if p.o.Queue > 0 {
+		queued = time.Now().Add(p.o.Queue)
+	}
 	wait := 500 * time.Millisecond
 	for n := 1; ; n++ {
 		if err := c.pace(ctx); err != nil {
@@ -208,8 +240,14 @@ func (p *Provider) add(ctx context.Context, c *client, spec sandbox.Spec) (machi
 			if time.Now().After(queued) {
 				return m, err
 			}
+			if !told {
+				told = true
+				p.o.Logger.WarnContext(ctx, "A sandbox is not made yet: E2B's limit is reached, and it is asked for again until there is room", "key", spec.Key, "error", err)
+			}
 		case status != nil && status.Status < 500:
 			return m, unknownTemplate(in.Template, err)
+		case untrusted(err):
+			return m, err // it was asked for nothing
 		default:
 			if m, ok, err := p.madeWith(ctx, c, spec.Key, nonce); err == nil && ok {
 				return m, nil

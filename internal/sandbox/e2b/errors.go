@@ -2,6 +2,7 @@ package e2b
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,8 +165,17 @@ func asFault(op string, err error) error {
 		return &fault.Error{Op: op, Kind: status.kind(), Err: err, Hint: status.hint()}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &fault.Error{Op: op, Kind: fault.Cancelled, Err: err}
+	case untrusted(err):
+		return &fault.Error{Op: op, Kind: fault.Denied, Err: err, Hint: "Who answered did not prove to be the service that was asked for; if it has certificates of its own, name the file of their authority with SANDBOX_TEMPORAL_E2B_CA."}
 	}
 	return &fault.Error{Op: op, Kind: fault.Unavailable, Err: err, Hint: "E2B could not be reached; see whether this host may reach it, and E2B_API_URL and E2B_DOMAIN."}
+}
+
+// untrusted reports whether the other end's certificate was refused: it would be
+// again.
+func untrusted(err error) bool {
+	var e *tls.CertificateVerificationError
+	return errors.As(err, &e)
 }
 
 // statusOf returns the status of an answer that was no success, or 0.

@@ -2,9 +2,12 @@ package e2b
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
 // SetDeadline writes the deadline down in the sandbox, where all who work in
@@ -82,7 +85,7 @@ func (b *box) keep(ctx context.Context) error {
 		return nil //nolint:nilerr // as above
 	}
 	if deadline.Sub(m.End) > 2*time.Second {
-		if err := b.move(ctx, deadline); err != nil {
+		if err := b.move(ctx, deadline); err != nil && (fault.KindOf(err) != fault.Unsupported || b.told.CompareAndSwap(false, true)) {
 			b.p.o.Logger.WarnContext(ctx, "A sandbox could not be given more time", "sandbox", b.ref.ID, "error", err)
 		}
 	}
@@ -101,6 +104,13 @@ func (b *box) setEnd(end time.Time) {
 func (b *box) move(ctx context.Context, t time.Time) error {
 	life := min(time.Until(t), b.c.plan.lifetime)
 	err := b.c.setTimeout(ctx, b.id, life)
+	if fault.KindOf(err) == fault.Unsupported {
+		_, connectErr := b.c.connect(ctx, b.id, life) // which can only give more
+		if connectErr != nil {
+			return errors.Join(err, connectErr)
+		}
+		err = nil
+	}
 	if s := statusOf(err); err != nil && s != http.StatusBadRequest {
 		return err
 	}

@@ -239,7 +239,7 @@ func readExit(text string) (sandbox.Exit, error) {
 
 // Wait asks again and again.
 func (p *process) Wait(ctx context.Context) (sandbox.Exit, error) {
-	for step := time.Millisecond; ; step = min(2*step, 500*time.Millisecond) {
+	for step := time.Millisecond; ; step = min(step+step/2, 500*time.Millisecond) {
 		exit, ok, err := p.Exit(ctx)
 		if err != nil || ok {
 			return exit, err

@@ -49,6 +49,7 @@ var (
 	_ sandbox.Pauser      = (*Provider)(nil)
 	_ sandbox.Gated       = (*Provider)(nil)
 	_ sandbox.Lagger      = (*Provider)(nil)
+	_ sandbox.Pricer      = (*Provider)(nil)
 )
 
 // Options is what a provider is made of.
@@ -62,7 +63,7 @@ type Options struct {
 
 	Pace     time.Duration // between two creations; 0: the plan's; less: none
 	Lifetime time.Duration // the longest timeout; 0: the plan's
-	Queue    time.Duration // how long Create waits for the team's other sandboxes to end; 0: 3 minutes
+	Queue    time.Duration // how long Create waits for the team's other sandboxes to end; 0: until the sandbox's own deadline
 	Margin   time.Duration // how long before its timeout a sandbox that is worked in is given more; 0: a tenth of the lifetime
 	Ping     time.Duration // between signs of life on a stream; 0: 15 s. Three without one cut it.
 }
@@ -82,9 +83,6 @@ type Provider struct {
 func New(o Options) *Provider {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Queue == 0 {
-		o.Queue = 3 * time.Minute
 	}
 	if o.Ping == 0 {
 		o.Ping = 15 * time.Second
@@ -197,7 +195,8 @@ func (p *Provider) List(ctx context.Context, want map[string]string) ([]sandbox.
 		if t, err := time.Parse(time.RFC3339, have[sandbox.LabelCreated]); err == nil && t.Before(created) {
 			created = t
 		}
-		infos = append(infos, sandbox.Info{Ref: h.ref(), Labels: have, Created: created, Paused: m.State == statePaused})
+		infos = append(infos, sandbox.Info{Ref: h.ref(), Labels: have, Created: created, Paused: m.State == statePaused,
+			Size: sandbox.Limits{CPUMillis: 1000 * max(m.CPUs, 0), MemoryBytes: max(m.MemoryMB, 0) << 20}})
 	}
 	return infos, nil
 }
@@ -278,3 +277,25 @@ func (p *Provider) Destroy(ctx context.Context, ref sandbox.Ref) error {
 
 // ListLag is as long as a creation looks for itself in the service's list.
 func (p *Provider) ListLag() time.Duration { return 5 * time.Second }
+
+// What E2B takes for an hour, in billionths of a dollar, as its documentation had
+// it in August 2026 (https://e2b.dev/docs/faq/calculate-sandbox-price). A paused
+// sandbox costs nothing, and the disk is part of the plan.
+const (
+	priceOfCPU = 50_400_000 // for each of a machine
+	priceOfGiB = 16_200_000 // of memory
+)
+
+// HourlyPrice is that of E2B itself: what others take who speak its protocol, and
+// what a machine costs of which the list does not say how large it is, nobody
+// knows.
+func (p *Provider) HourlyPrice(info sandbox.Info) (nanoUSD int64, ok bool) {
+	s := p.o.Settings()
+	if s.APIURL != "" || s.Debug || s.domain() != defaultDomain || info.Size.CPUMillis == 0 || info.Size.MemoryBytes == 0 {
+		return 0, false
+	}
+	if info.Paused {
+		return 0, true
+	}
+	return info.Size.CPUMillis*priceOfCPU/1000 + info.Size.MemoryBytes/(1<<20)*priceOfGiB/1024, true
+}

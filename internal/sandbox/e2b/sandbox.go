@@ -31,7 +31,9 @@ type box struct {
 	end  time.Time  // when E2B ends it, as far as is known; zero: not known
 	look time.Time  // when the end is next looked at
 
-	renewing sync.Mutex // held by who moves the end
+	told     atomic.Bool // that the service cannot give it more time
+	renewing sync.Mutex  // held by who moves the end
+	waking   sync.Mutex  // held by who looks into it while it is paused
 }
 
 func (b *box) envd() *envd { return b.link.Load() }
@@ -45,7 +47,7 @@ func (b *box) try(ctx context.Context, again bool, f func() error) error {
 	wait := 50 * time.Millisecond
 	for n := 1; ; n++ {
 		err := f()
-		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || err == io.EOF { //nolint:errorlint // the end of a file, and not that of a connection
+		if err == nil || ctx.Err() != nil || errors.Is(err, errNoRange) || untrusted(err) || err == io.EOF { //nolint:errorlint // the end of a file, and not that of a connection
 			return err
 		}
 		switch status := statusOf(err); {
@@ -104,6 +106,9 @@ func (b *box) script(ctx context.Context, user, text string, args ...string) (r 
 // is not paused again: a crossing of the plan's end was cut off.
 func (b *box) awake(ctx context.Context, f func() error) error {
 	const long = 15 * time.Minute // whatever happens to us, the next one finds it
+	// Who is done pauses it again, which is no good to another who is not.
+	b.waking.Lock()
+	defer b.waking.Unlock()
 	if _, err := b.c.connect(ctx, b.id, min(long, b.c.plan.lifetime)); err != nil {
 		return err
 	}

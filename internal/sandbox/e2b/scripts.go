@@ -109,10 +109,12 @@ pid=$(cat "$1/pid" 2>/dev/null)
 case $pid in ''|*[!0-9]*|0|1) ;; *) kill -s KILL -- "-$pid" 2>/dev/null;; esac
 echo 137 > "$1/exit.new" && mv "$1/exit.new" "$1/exit" && rm -f "$1/live"`
 
-// settleScript puts an uploaded file in its place.
+// settleScript puts an uploaded file in its place, with as few programs as can
+// be: each takes as long as several megabytes.
 const settleScript = `[ -d "$2" ] && { rm -f "$1"; exit 91; }
-mkdir -p -- "$(dirname -- "$2")" 2>/dev/null || { rm -f "$1"; exit 91; }
-mv -f -T -- "$1" "$2"`
+d=${2%/*}
+[ -d "${d:-/}" ] || mkdir -p -- "$d" 2>/dev/null || { rm -f "$1"; exit 91; }
+exec mv -f -T -- "$1" "$2"`
 
 // lookScript says what is at a path before it is opened: a pipe would wait
 // for its writer.
