@@ -21,9 +21,6 @@ import (
 // native returns the native program of an npm package, or skips.
 func native(t *testing.T, variable, pattern string) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs a real agent, which takes seconds")
-	}
 	if path := os.Getenv(variable); path != "" {
 		return path
 	}
