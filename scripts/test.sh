@@ -24,13 +24,13 @@ cd "$(dirname "$0")/.."
 # vet has a run of its own (scripts/lint.sh).
 flags=(-json -count=1 -vet=off -timeout 25m)
 case ${1-} in
-  '') # Four packages at a time: most of them wait, for an agent, a clock or a disk.
+  '') # Four packages at a time and more: most of them wait, for an agent, a clock or a disk.
     flags+=(-short -p 4 -parallel 4)
-    race=() cgo=0
+    race=() cgo=0 beside=1
     ;;
   full) # Two: many start sandboxes, agents or whole engines, and the detector is slow.
     flags+=(-p 2)
-    race=(-race) cgo=1
+    race=(-race) cgo=1 beside=0
     ;;
   *)
     echo "usage: scripts/test.sh [full]" >&2
@@ -45,10 +45,24 @@ CGO_ENABLED=0 go build -o "$report/testsum" ./scripts/testsum
 # What takes longest begins first, or one core is idle while it ends.
 long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor)
 
-(
-  status=0
-  CGO_ENABLED=$cgo go test "${flags[@]}" "${race[@]}" -tags noembed "${long[@]}" ./... || status=1
+most() { CGO_ENABLED=$cgo go test "${flags[@]}" "${race[@]}" -tags noembed "${long[@]}" ./...; }
+
+rest() {
+  local status=0
   CGO_ENABLED=0 go test "${flags[@]}" ./internal/engine/ || status=1
   (cd tests/deploy && CGO_ENABLED=0 go test "${flags[@]}" ./...) || status=1
+  return $status
+}
+
+(
+  status=0
+  if ((beside)); then
+    # No "&", which would have them ignore Ctrl-C.
+    rest >"$report/rest" | most </dev/null || status=1
+    cat "$report/rest"
+  else
+    most || status=1
+    rest || status=1
+  fi
   exit $status
 ) </dev/null | "$report/testsum"
