@@ -43,7 +43,7 @@ trap 'rm -rf "$report"' EXIT
 CGO_ENABLED=0 go build -o "$report/testsum" ./scripts/testsum
 
 # What takes longest begins first, or one core is idle while it ends.
-long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor)
+long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor ./internal/gateway)
 
 most() { CGO_ENABLED=$cgo go test "${flags[@]}" "${race[@]}" -tags noembed "${long[@]}" ./...; }
 
