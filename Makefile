@@ -26,11 +26,12 @@ demo: build ## see it work: needs no key, no account, no other server
 	@scripts/need.sh git
 	bin/sandbox-temporal demo
 
-test: need build $(AGENTS) $(RUNSC) $(TEMPORAL) ## install what the tests need, build once, run every test
+test: need build $(AGENTS) $(RUNSC) $(TEMPORAL) ## install what the tests need, build once, run every test, quickly
 	@scripts/need.sh 'postgres?' 'prometheus?'
-	scripts/test.sh
+	scripts/test.sh $(FORM)
 
-check: lint test ## what CI runs: every check, then every test
+check: FORM := full
+check: lint test ## what CI runs: every check, then every test at full size under the race detector
 
 lint: need $(GOLANGCI_LINT) $(WORKFLOWCHECK) ## every check that runs nothing of ours
 	GOLANGCI_LINT=$(GOLANGCI_LINT) WORKFLOWCHECK=$(WORKFLOWCHECK) scripts/lint.sh

@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# test.sh runs every test there is, once, and closes with one line:
+# test.sh [full] runs every test there is, once, and closes with one line:
 # "N passed, N failed, N skipped". It fails when a test fails or none ran.
+#
+# "make test" is the quick form: no race detector, and what a test does a
+# hundred times or to gigabytes it does fewer times or to less (-short). No test
+# is left out for it. "full" is the form of "make check", and so of CI: the same
+# tests at full size, under the race detector.
 #
 # The embedded Temporal server takes minutes to compile, so it is compiled
 # once, without the race detector, by "make build". Three runs keep it at that:
-# all packages under the race detector with the server left out (noembed),
-# then the engine, which is the server, then what reads and starts deploy/. The sessions of cmd/sandbox-temporal
-# run the program in bin/, server and all.
+# all packages with the server left out (noembed), then the engine, which is the
+# server, then what reads and starts deploy/. The sessions of
+# cmd/sandbox-temporal run the program in bin/, server and all.
 #
 # Nothing comes from the test cache: it does not know of bin/ or of the agents
 # in tests/node_modules, and would call a stale result a pass.
@@ -16,21 +21,48 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
 
-# vet has a run of its own (scripts/lint.sh); two packages at a time, because
-# many start sandboxes, agents or whole engines.
-flags=(-json -count=1 -vet=off -p 2 -timeout 25m)
+# vet has a run of its own (scripts/lint.sh).
+flags=(-json -count=1 -vet=off -timeout 25m)
+case ${1-} in
+  '') # Four packages at a time and more: most of them wait, for an agent, a clock or a disk.
+    flags+=(-short -p 4 -parallel 4)
+    race=() cgo=0 beside=1
+    ;;
+  full) # Two: many start sandboxes, agents or whole engines, and the detector is slow.
+    flags+=(-p 2)
+    race=(-race) cgo=1 beside=0
+    ;;
+  *)
+    echo "usage: scripts/test.sh [full]" >&2
+    exit 2
+    ;;
+esac
 
 report=$(mktemp -d)
 trap 'rm -rf "$report"' EXIT
 CGO_ENABLED=0 go build -o "$report/testsum" ./scripts/testsum
 
 # What takes longest begins first, or one core is idle while it ends.
-long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor)
+long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor ./internal/gateway)
+
+most() { CGO_ENABLED=$cgo go test "${flags[@]}" "${race[@]}" -tags noembed "${long[@]}" ./...; }
+
+rest() {
+  local status=0
+  CGO_ENABLED=0 go test "${flags[@]}" ./internal/engine/ || status=1
+  (cd tests/deploy && CGO_ENABLED=0 go test "${flags[@]}" ./...) || status=1
+  return $status
+}
 
 (
   status=0
-  go test "${flags[@]}" -race -tags noembed "${long[@]}" ./... || status=1
-  CGO_ENABLED=0 go test "${flags[@]}" ./internal/engine/ || status=1
-  (cd tests/deploy && CGO_ENABLED=0 go test "${flags[@]}" ./...) || status=1
+  if ((beside)); then
+    # No "&", which would have them ignore Ctrl-C.
+    rest >"$report/rest" | most </dev/null || status=1
+    cat "$report/rest"
+  else
+    most || status=1
+    rest || status=1
+  fi
   exit $status
 ) </dev/null | "$report/testsum"

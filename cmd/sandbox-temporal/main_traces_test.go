@@ -132,7 +132,7 @@ func cmdTraced(ts *testscript.TestScript, _ bool, args []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ts.Check(c.bad)
-	for _, text := range append(args[2:], realKey) {
+	for _, text := range append(args[2:], of(ts).key) {
 		if slices.ContainsFunc(c.bodies, func(b []byte) bool { return bytes.Contains(b, []byte(text)) }) {
 			ts.Fatalf("%q was sent to the collector", text)
 		}

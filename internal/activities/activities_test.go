@@ -57,6 +57,7 @@ const step = `{"steps": [{"text": "I write.", "tools": [{"name": "Bash", "input"
 func newWorld(dir string) (w *world, done func(), err error) {
 	scripts, err := standin.ParseScripts(strings.NewReader(`{
 		"write": ` + fmt.Sprintf(step, "echo more >> a.txt") + `,
+		"gated": ` + fmt.Sprintf(step, "while [ ! -e go ]; do sleep 0.05; done") + `,
 		"slow": ` + fmt.Sprintf(step, "echo more >> a.txt; sleep 2") + `,
 		"endless": ` + fmt.Sprintf(step, "sleep 1000") + `,
 		"hung": {"steps": [{"text": "Never.", "delay": "10m"}]},

@@ -55,7 +55,7 @@ func TestForkWaitsForMoneyAndItsClockStandsStill(t *testing.T) {
 	w := setUp(t)
 	tell := &told{fail: true}
 	w.Held = tell.hold
-	p := plan("", "Play @script write")
+	p := plan("", "Play @script gated")
 	p.Budget, p.OnBudget = 1, fork.OnBudgetPause
 	spec, ref := w.start(t, p)
 	in := runInput(spec, ref)
@@ -89,6 +89,13 @@ func TestForkWaitsForMoneyAndItsClockStandsStill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A fork that ends does not wait, and nobody is told: this one works until
+	// the run has heard of it.
+	until(t, "the run hears that the fork goes on", func() bool {
+		l := tell.list()
+		return l[len(l)-1].Why == ""
+	})
+	w.exec(t, ref, "touch go")
 	<-done
 	if err != nil || out.Status != fork.Success || out.Usage.Cost == 0 || out.Unended {
 		t.Fatalf("%+v, %v", out, err)

@@ -21,9 +21,6 @@ import (
 // native returns the native program of an npm package, or skips.
 func native(t *testing.T, variable, pattern string) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs a real agent, which takes seconds")
-	}
 	if path := os.Getenv(variable); path != "" {
 		return path
 	}
@@ -41,9 +38,18 @@ func native(t *testing.T, variable, pattern string) string {
 	return path
 }
 
-// runAgent carries out a spec on a machine of its own and returns what came of
-// it, with the workspace and what the model was asked.
-func runAgent(t *testing.T, ag agent.Agent, program, prompt, model string, attempts int) (agent.Summary, agent.Outcome, string, []standin.Request) {
+// attempt is what came of one start of an agent, and how often the model had
+// been asked at its end.
+type attempt struct {
+	sum   agent.Summary
+	out   agent.Outcome
+	file  string // what stood in the agent's file at its end
+	asked int
+}
+
+// runAgent carries out a spec on a machine of its own. The attempts after the
+// first one go on with its session.
+func runAgent(t *testing.T, ag agent.Agent, program, prompt, model string, attempts int) (all []attempt) {
 	t.Helper()
 	scripts, err := standin.ParseScripts(strings.NewReader(`{
 		"write": {"steps": [
@@ -71,8 +77,6 @@ func runAgent(t *testing.T, ag agent.Agent, program, prompt, model string, attem
 	if err := os.WriteFile(task, []byte(prompt), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var sum agent.Summary
-	var out agent.Outcome
 	for n := range attempts {
 		spec := agent.Spec{Task: prompt, TaskFile: task, Model: model, ModelID: model, Session: session, Resume: n > 0, BaseURL: server.URL, Token: token}
 		if err := ag.Check(spec); err != nil {
@@ -107,18 +111,21 @@ func runAgent(t *testing.T, ag agent.Agent, program, prompt, model string, attem
 			t.Fatalf("it did not end\n%s\n%s", stdout, stderr.String())
 		}
 		var lines agent.Lines
-		sum = agent.Summary{}
+		var a attempt
 		take := func(line []byte) {
 			for _, e := range ag.Decode(line) {
-				sum.Add(e)
+				a.sum.Add(e)
 			}
 		}
 		lines.Feed(stdout, take)
 		lines.Flush(take)
-		out = ag.Judge(sum, stderr.String(), cmd.ProcessState.ExitCode())
+		a.out = ag.Judge(a.sum, stderr.String(), cmd.ProcessState.ExitCode())
+		file, _ := os.ReadFile(filepath.Join(root, "workspace", "a.txt")) // there may be none
+		a.file, a.asked = string(file), len(model2.Requests())
+		all = append(all, a)
 		t.Logf("exit %d\n%s\n%s", cmd.ProcessState.ExitCode(), stdout, stderr.String())
 	}
-	return sum, out, filepath.Join(root, "workspace"), model2.Requests()
+	return all
 }
 
 func others(t *testing.T, f func(t *testing.T, ag agent.Agent, program, model string)) {
@@ -130,38 +137,33 @@ func others(t *testing.T, f func(t *testing.T, ag agent.Agent, program, model st
 	})
 }
 
-func TestOtherAgentsDoTheWork(t *testing.T) {
+func TestOtherAgentsDoTheWorkAndGoOnWithTheirSession(t *testing.T) {
 	others(t, func(t *testing.T, ag agent.Agent, program, model string) {
-		sum, out, workspace, asked := runAgent(t, ag, program, "Play @script write", model, 1)
-		if out.Status != fork.Success || !strings.Contains(out.Text, "I wrote.") || sum.Turns == 0 {
-			t.Errorf("%+v of %+v", out, sum)
+		all := runAgent(t, ag, program, "Play @script write", model, 2)
+		first, second := all[0], all[1]
+		if first.out.Status != fork.Success || !strings.Contains(first.out.Text, "I wrote.") || first.sum.Turns == 0 {
+			t.Errorf("%+v of %+v", first.out, first.sum)
 		}
-		if b, err := os.ReadFile(filepath.Join(workspace, "a.txt")); err != nil || string(b) != "more\n" {
-			t.Errorf("the file holds %q, %v", b, err)
+		if first.file != "more\n" {
+			t.Errorf("the file holds %q", first.file)
 		}
-		if len(asked) < 2 {
-			t.Errorf("the model was asked %d times", len(asked))
+		if first.asked < 2 {
+			t.Errorf("the model was asked %d times", first.asked)
+		}
+		if second.out.Status != fork.Success {
+			t.Errorf("%+v", second.out)
+		}
+		if second.file != "more\n" {
+			t.Errorf("the file holds %q: the work was done again", second.file)
 		}
 	})
 }
 
 func TestOtherAgentsSayWhyTheyFailed(t *testing.T) {
 	others(t, func(t *testing.T, ag agent.Agent, program, model string) {
-		_, out, _, _ := runAgent(t, ag, program, "Play @script poor", model, 1)
+		out := runAgent(t, ag, program, "Play @script poor", model, 1)[0].out
 		if out.Status == fork.Success || !strings.Contains(out.Error, "budget is used up") {
 			t.Errorf("%+v", out)
-		}
-	})
-}
-
-func TestOtherAgentsGoOnWithTheirSession(t *testing.T) {
-	others(t, func(t *testing.T, ag agent.Agent, program, model string) {
-		_, out, workspace, _ := runAgent(t, ag, program, "Play @script write", model, 2)
-		if out.Status != fork.Success {
-			t.Errorf("%+v", out)
-		}
-		if b, err := os.ReadFile(filepath.Join(workspace, "a.txt")); err != nil || string(b) != "more\n" {
-			t.Errorf("the file holds %q, %v: the work was done again", b, err)
 		}
 	})
 }

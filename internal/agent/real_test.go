@@ -34,9 +34,6 @@ const (
 // claudeBinary returns the native program of Claude Code, or skips.
 func claudeBinary(t *testing.T) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs Claude Code, which takes seconds")
-	}
 	path := os.Getenv("SANDBOX_TEMPORAL_CLAUDE")
 	if path == "" {
 		// The module root is two folders up.

@@ -39,9 +39,6 @@ func realClaude(t *testing.T) string {
 // about sessions that were resumed and forked: those tell what went before them
 // too, which is another account's.
 func TestLedgerAgreesWithTheRealClaudeToTheLastDigit(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts Claude Code three times")
-	}
 	claude := realClaude(t)
 	scripts, err := standin.ParseScripts(strings.NewReader(`{
 		"lead": {"steps": [

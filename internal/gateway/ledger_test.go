@@ -148,9 +148,6 @@ func TestKilledGatewayChargesWhatWasInFlight(t *testing.T) {
 // Killed again and again at any moment, with many agents who try again, as they
 // do: the budget holds over all of it, also when several gateways share it.
 func TestBudgetHoldsOverManyCrashes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts a process several times")
-	}
 	t.Run("sqlite", func(t *testing.T) { crashOften(t, 1, "") })
 	t.Run("postgres", func(t *testing.T) { crashOften(t, 3, ledgertest.Postgres(t)) })
 }

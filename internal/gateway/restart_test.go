@@ -29,9 +29,6 @@ import (
 // books hold each call that reached the API once: as what it cost, or where its
 // gateway died in the middle of it, as what was reserved.
 func TestTwentyAgentsOutliveTheirGateway(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts twenty agents and two gateways")
-	}
 	const forks = 20
 	scripts, err := standin.ParseScripts(strings.NewReader(`{"work": {"steps": [
 		{"text": "One.", "delay": "200ms", "tools": [{"name": "Bash", "input": {"command": "true"}}]},
@@ -196,9 +193,6 @@ func untilLong(t testing.TB, what string, ok func() bool) {
 // has to refuse next to none of them, no agent sees a refusal, and all get on at
 // the same pace.
 func TestFiftyForksShareTenCallsASecond(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
 	const (
 		forks  = 50
 		each   = 5

@@ -41,9 +41,6 @@ func TestTheRealClaudeCodeGoesOnInLiveForks(t *testing.T) {
 	if claude == "" {
 		t.Skip("the real Claude Code is not there: set SANDBOX_TEMPORAL_CLAUDE")
 	}
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
 	for _, at := range []string{"tool", "model"} {
 		t.Run(at, func(t *testing.T) { forkClaude(t, claude, at) })
 	}

@@ -21,19 +21,23 @@ import (
 // from the host's disk that the sandbox can have passed its limit, it is held
 // still until its files are counted. So what it can overshoot by is what it
 // writes in some hundredths of a second; RLIMIT_FSIZE bounds it for a single
-// file. Not seen are files without a name that no process has open but only
-// mapped.
+// file. What others give back meanwhile counts for nothing, as it would hide
+// what the sandbox takes. Not seen are files without a name that no process has
+// open but only mapped.
 type diskMeter struct {
 	box   *folder
 	limit int64
 	group *cgroup.Group // to find files that are open and have no name
 
+	hostFree func() (int64, bool) // of the host's file system
+
 	bar    int64     // the use at which processes are ended next
 	used   int64     // at the last walk
-	free   int64     // of the host's file system, then
-	first  int64     // likewise, in the beginning
 	walked time.Time // when
 	took   time.Duration
+	fell   int64 // by how much the host's free space has fallen since, from one look to the next
+	free   int64 // what it was at the last look
+	first  int64 // and in the beginning
 	left   int64 // before it can have passed the bar, when it was last looked
 }
 
@@ -61,15 +65,16 @@ const (
 )
 
 func newDiskMeter(box *folder, limit int64, group *cgroup.Group) *diskMeter {
-	m := &diskMeter{box: box, limit: limit, bar: limit, group: group, walked: time.Now(), left: limit}
+	m := &diskMeter{box: box, hostFree: box.hostFree, limit: limit, bar: limit, group: group, walked: time.Now(), left: limit}
 	m.free, _ = m.hostFree()
 	m.first = m.free
 	return m
 }
 
-func (m *diskMeter) hostFree() (int64, bool) {
+// hostFree returns how much room there is on the folder's file system.
+func (f *folder) hostFree() (int64, bool) {
 	var st unix.Statfs_t
-	if unix.Fstatfs(m.box.fd(), &st) != nil && unix.Statfs(m.box.path, &st) != nil {
+	if unix.Fstatfs(f.fd(), &st) != nil && unix.Statfs(f.path, &st) != nil {
 		return 0, false
 	}
 	return int64(st.Bfree) * int64(st.Bsize), true
@@ -83,23 +88,24 @@ func (m *diskMeter) look(hold func() (release func())) (used int64, over bool) {
 	if !ok {
 		return m.used, false
 	}
+	m.fell += max(m.free-free, 0)
+	m.free = free
 	const little = 256 << 10 // of others, in any case
-	since := time.Since(m.walked)
-	fell, room := m.free-free, m.bar-m.used
-	m.left = room - fell
+	since, room := time.Since(m.walked), m.bar-m.used
+	m.left = room - m.fell
 	switch {
-	case fell >= max(room, little):
+	case m.fell >= max(room, little):
 		if since < min(m.took, respite) {
 			return m.used, false
 		}
 		defer hold()()
 		free, _ = m.hostFree()
-	case since < walkShare*m.took, fell < max(room/2, little) && since < walkEvery:
+	case since < walkShare*m.took, m.fell < max(room/2, little) && since < walkEvery:
 		return m.used, false
 	}
 	begin := time.Now()
 	m.used = m.measure(free)
-	m.free, m.walked, m.took = free, time.Now(), time.Since(begin)
+	m.free, m.fell, m.walked, m.took = free, 0, time.Now(), time.Since(begin)
 	m.left = m.bar - m.used
 	if m.left >= 0 {
 		return m.used, false

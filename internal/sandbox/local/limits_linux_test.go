@@ -274,6 +274,45 @@ func TestLittleMoreThanTheLimitOfTheDiskIsWritten(t *testing.T) {
 	}
 }
 
+// A disk is shared: while a sandbox writes, others remove more than that.
+func TestWhatOthersGiveBackHidesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, fsDir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	box, err := openFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.dir.Close()
+	const limit = 1 << 20
+	m := newDiskMeter(box, limit, nil)
+	look := func(free int64) (int64, bool) {
+		m.hostFree = func() (int64, bool) { return free, true }
+		m.took = 0 // it may walk as often as it likes
+		return m.look(func() func() { return func() {} })
+	}
+	free := m.free
+	for i := range 4 {
+		if err := os.WriteFile(filepath.Join(dir, fsDir, fmt.Sprint(i)), make([]byte, limit/2), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		free -= limit / 2
+		used, over := look(free)
+		if over {
+			if used <= limit {
+				t.Errorf("%d bytes were too many", used)
+			}
+			return
+		}
+		free += 1 << 30
+		if used, over := look(free); over {
+			t.Errorf("%d bytes were too many, when nothing was written", used)
+		}
+	}
+	t.Error("nobody noticed")
+}
+
 func TestFilesThatHaveNoNameCount(t *testing.T) {
 	s := testSpec("nameless")
 	s.Limits.DiskBytes = 24 << 20

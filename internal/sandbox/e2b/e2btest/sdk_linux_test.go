@@ -34,9 +34,6 @@ func serve(t testing.TB, opts e2btest.Options) *e2btest.Server {
 // folder it runs in.
 func sdk(t *testing.T) (node, dir string) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs E2B's SDK, which takes seconds")
-	}
 	dir, err := filepath.Abs("../../../../tests")
 	if err != nil {
 		t.Fatal(err)
