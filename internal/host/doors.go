@@ -234,6 +234,10 @@ func (d *doors) Close(run string, num int) {
 	d.remove(name)
 }
 
+// leave removes the folder, which may be outside the state folder, unless there
+// is a door that the next host is to open. Nobody serves any more.
+func (d *doors) leave() { _ = os.Remove(d.dir) }
+
 func (d *doors) remove(name string) {
 	for _, suffix := range []string{".json", ".sock", ".refused"} {
 		if err := os.Remove(d.path(name, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {

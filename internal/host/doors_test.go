@@ -182,4 +182,18 @@ func TestADeepStateFolderHasDoorsElsewhere(t *testing.T) {
 	if strings.HasPrefix(path, home) || len(path) > 80 {
 		t.Errorf("doors at %s", path)
 	}
+	b := newBuilding(t, home)
+	b.door(t, "run", 1)
+	b.close()
+	b.leave()
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the next host does not find a door that is in use: %v", err)
+	}
+	b = newBuilding(t, home)
+	b.Close("run", 1)
+	b.close()
+	b.leave()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a folder without a door is left: %v", err)
+	}
 }

@@ -79,6 +79,7 @@ const DefaultMetricsHost = "127.0.0.1"
 type Host struct {
 	o       Options
 	gateway *gateway.Gateway
+	doors   *doors
 	store   *artifact.Store
 	workers []worker.Worker
 	watch   *watch // nil: there is none
@@ -121,8 +122,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	if err = h.listen(ctx, serve); err != nil {
 		return nil, err
 	}
-	doors, err := newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger)
-	if err != nil {
+	if h.doors, err = newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger); err != nil {
 		return nil, err
 	}
 	if h.store, err = Artifacts(ctx, o.Home); err != nil {
@@ -143,7 +143,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	hostname, _ := os.Hostname() // an empty one is still unique by id
 	acts := activities.New(activities.Options{
 		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
-		Doors: doors, GatewayURL: o.GatewayURL, Program: o.Program,
+		Doors: h.doors, GatewayURL: o.GatewayURL, Program: o.Program,
 		State: func(ctx context.Context, run string, num int) (orchestrator.RunState, error) {
 			return orchestrator.StateOf(ctx, o.Temporal, run, num)
 		},
@@ -227,6 +227,10 @@ func (h *Host) Stop() {
 	h.workers = nil
 	h.stop()
 	h.serving.Wait()
+	if h.doors != nil {
+		h.doors.leave()
+		h.doors = nil
+	}
 	if h.gateway != nil {
 		if err := h.gateway.Close(); err != nil {
 			h.o.Logger.Error("The ledger is not closed in order", logs.Error, err)
