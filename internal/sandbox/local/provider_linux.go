@@ -444,14 +444,21 @@ func (p *Provider) askToEnd(ctx context.Context, op string, a *attached) error {
 	long, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	// Most are done before there is a reason to wonder.
+	wondered := make(chan struct{})
 	wonder := time.AfterFunc(200*time.Millisecond, func() {
+		defer close(wondered)
 		soon, over := context.WithTimeout(long, 2*time.Second)
 		defer over()
 		if _, err := a.hello(soon, op); err != nil && soon.Err() != nil {
 			cancel()
 		}
 	})
-	defer wonder.Stop()
+	defer func() {
+		if !wonder.Stop() {
+			cancel()
+			<-wondered // the folder is closed next, and its descriptor is another file's then
+		}
+	}()
 	_, err := a.ask(long, op, request{Op: opDestroy})
 	return err
 }
