@@ -419,9 +419,11 @@ func (f *forwarding) copy(res *http.Response, body io.Reader, see func([]byte)) 
 		f.leave()
 	}
 	buf := make([]byte, 32<<10)
+	var r rush
 	for {
 		n, err := body.Read(buf)
 		if n > 0 {
+			r.calm(n, time.Now())
 			see(buf[:n])
 			if !f.gone.Load() && f.put(buf[:n]) != nil {
 				f.leave()
@@ -433,6 +435,27 @@ func (f *forwarding) copy(res *http.Response, body io.Reader, see func([]byte)) 
 		case err != nil:
 			panic(http.ErrAbortHandler)
 		}
+	}
+}
+
+// A rush is a stream whose pieces come faster than any model speaks. Each of
+// them wakes us and then the agent, which takes longer than to pass on many of
+// them at once.
+type rush struct {
+	pieces int // that came right after one another
+	last   time.Time
+}
+
+// calm lets more of a rush gather, for a time that nobody notices.
+func (r *rush) calm(n int, now time.Time) {
+	const near, many, small, wait = 100 * time.Microsecond, 16, 8 << 10, 100 * time.Microsecond
+	if n >= small || now.Sub(r.last) > near {
+		r.pieces = 0
+	}
+	r.last = now
+	if r.pieces++; r.pieces > many {
+		time.Sleep(wait)
+		r.last = time.Now()
 	}
 }
 

@@ -803,3 +803,24 @@ func TestServeEndsWithItsContext(t *testing.T) {
 		t.Errorf("on a closed listener: %v", err)
 	}
 }
+
+func TestOnlyARushIsHeldBack(t *testing.T) {
+	took := func(gap time.Duration, size int) time.Duration {
+		var r rush
+		now, begin := time.Now(), time.Now()
+		for range 500 {
+			r.calm(size, now)
+			now = r.last.Add(gap)
+		}
+		return time.Since(begin)
+	}
+	if got := took(time.Millisecond, 150); got > 20*time.Millisecond {
+		t.Errorf("a thousand events a second were held back for %v", got)
+	}
+	if got := took(time.Microsecond, 32<<10); got > 20*time.Millisecond {
+		t.Errorf("large pieces were held back for %v", got)
+	}
+	if got := took(time.Microsecond, 150); got < 45*time.Millisecond {
+		t.Errorf("a rush of 500 events was held back for %v", got)
+	}
+}
