@@ -128,6 +128,8 @@ type Gateway struct {
 type limits struct {
 	body     int64         // bytes of a request
 	answer   int64         // bytes of an answer that is no stream
+	ask      time.Duration // for the header of a request
+	between  time.Duration // for the next request on a connection
 	upload   time.Duration // for the whole body of a request
 	header   time.Duration // from the request until the upstream's status line
 	idle     time.Duration // between two reads of an answer
@@ -149,6 +151,8 @@ func defaultLimits() limits {
 	return limits{
 		body:     40 << 20,
 		answer:   64 << 20,
+		ask:      10 * time.Second,
+		between:  2 * time.Minute,
 		upload:   2 * time.Minute,
 		header:   10 * time.Minute,
 		idle:     3 * time.Minute,
@@ -250,8 +254,8 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error { return g.s
 func (g *Gateway) serveOn(ctx context.Context, ln net.Listener, h http.Handler) error {
 	s := &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
+		ReadHeaderTimeout: g.limits.ask,
+		IdleTimeout:       g.limits.between,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}

@@ -776,6 +776,45 @@ func TestHeadersAreBounded(t *testing.T) {
 	}
 }
 
+// A sandbox cannot keep connections for nothing.
+func TestAConnectionThatAsksNothingIsClosed(t *testing.T) {
+	r := newRig(t)
+	r.do(t.Context(), "GET", "/v1/models", "", "") // it has begun, with limits as they are
+	r.limits.ask, r.limits.between = 100*time.Millisecond, 100*time.Millisecond
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, ln) }()
+	defer func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	for name, said := range map[string]string{
+		"half a header":   "GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Slow",
+		"nothing":         "",
+		"one request":     "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+		"and half of one": "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/mod",
+	} {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, said); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection stays open", name)
+		}
+		_ = c.Close()
+	}
+}
+
 func TestServeEndsWithItsContext(t *testing.T) {
 	r := newRig(t)
 	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
