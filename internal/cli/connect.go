@@ -250,7 +250,11 @@ func (p *plugged) startEngine(ctx context.Context, cfg *config.Config, args []st
 	go func() { ended(fmt.Errorf("it ended: %w", errors.Join(cmd.Wait(), errEngineEnded))) }()
 	if err := ctl.Ready(wait); err != nil {
 		if errors.Is(context.Cause(wait), errEngineEnded) {
-			return ep, false, lastWords(log.Name(), from)
+			kind := fault.Conflict
+			if died, ok := errors.AsType[*exec.ExitError](context.Cause(wait)); ok {
+				kind = exitKind(died.ExitCode())
+			}
+			return ep, false, lastWords(log.Name(), from, kind)
 		}
 		return ep, false, fault.Wrap(op, err)
 	}
@@ -280,7 +284,7 @@ func openLog(home string) (*os.File, error) {
 
 // lastWords is the error of an engine that ended before it was ready: what it
 // wrote to its log, in the form that "up" itself prints an error in.
-func lastWords(path string, from int64) error {
+func lastWords(path string, from int64, kind fault.Kind) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fault.New("start the engine", fault.Internal, "it ended: %w", err)
@@ -295,7 +299,7 @@ func lastWords(path string, from int64) error {
 			if hint == "" {
 				hint = "Its log is " + path
 			}
-			return fault.New("", fault.Conflict, "%s", text).Hinted("%s", hint)
+			return fault.New("", kind, "%s", text).Hinted("%s", hint)
 		}
 	}
 	return fault.New("start the engine", fault.Internal, "it ended at once").Hinted("Its log is %s", path)

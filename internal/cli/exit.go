@@ -112,6 +112,18 @@ func exitCode(k fault.Kind) int {
 	return exitFailed
 }
 
+// exitKind is the kind of the error that another command of this program ended
+// with, as far as its exit code tells.
+func exitKind(code int) fault.Kind {
+	switch code {
+	case exitUsage:
+		return fault.Invalid
+	case exitDenied:
+		return fault.Denied
+	}
+	return fault.Conflict
+}
+
 // verdict is the exit code of a run that ended.
 func verdict(rep fork.Report) int {
 	if rep.ErrorKind != "" {
