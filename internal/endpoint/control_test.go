@@ -154,6 +154,11 @@ func TestEngineThatHangsIsNotWaitedForLongerThanAsked(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// It does not stop at once.
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatal(status, err)
+	}
 	short, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer end()
 	wantKind(t, Dial(dir).Ping(short, nil), fault.Timeout)
