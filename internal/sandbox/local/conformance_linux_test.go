@@ -57,13 +57,20 @@ func TestAllOfThisAsAnOrdinaryUser(t *testing.T) {
 	args := []string{"-test.skip=" + t.Name(), "-test.timeout=15m", "-test.v", "-test.short"}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Env, cmd.Dir = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir), dir
-	if claude := os.Getenv("SANDBOX_TEMPORAL_CLAUDE"); claude != "" {
-		// It may be where root has closed the way for others.
-		near := filepath.Join(dir, "claude")
-		if err := copyProgram(claude, near); err != nil {
+	// The programs may be where root has closed the way for others.
+	for variable, name := range map[string]string{"SANDBOX_TEMPORAL_CLAUDE": "claude", "SANDBOX_TEMPORAL_BIN": "sandbox-supervisor"} {
+		from := os.Getenv(variable)
+		if from == "" {
+			continue
+		}
+		if name == "sandbox-supervisor" { // which is beside what the variable names
+			from = filepath.Join(filepath.Dir(from), name)
+		}
+		near := filepath.Join(dir, name)
+		if err := copyProgram(from, near); err != nil {
 			t.Fatal(err)
 		}
-		cmd.Env = append(cmd.Env, "SANDBOX_TEMPORAL_CLAUDE="+near)
+		cmd.Env = append(cmd.Env, variable+"="+near)
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
