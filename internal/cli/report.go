@@ -128,22 +128,34 @@ func totals(rep fork.Report, live map[int]fork.Live) string {
 	return strings.Join(append(parts, money, seconds(rep.Duration)), " · ")
 }
 
+// reasons are the forks of a run by why something is so of them, in the order
+// in which each reason was first met.
+type reasons[K comparable] struct {
+	order []K
+	forks map[K][]string // their numbers
+}
+
+func (r *reasons[K]) add(why K, num int) {
+	if r.forks == nil {
+		r.forks = map[K][]string{}
+	}
+	if r.forks[why] == nil {
+		r.order = append(r.order, why)
+	}
+	r.forks[why] = append(r.forks[why], fmt.Sprint(num))
+}
+
 // writeHeld says which forks wait for more money, each reason once.
 func writeHeld(b *strings.Builder, p fork.Progress) {
 	if p.Status.Ended() {
 		return
 	}
-	var order []string
-	nums := map[string][]string{}
+	var held reasons[string]
 	for _, h := range p.Held {
-		why := flat(h.Why)
-		if nums[why] == nil {
-			order = append(order, why)
-		}
-		nums[why] = append(nums[why], fmt.Sprint(h.ForkNum))
+		held.add(flat(h.Why), h.ForkNum)
 	}
-	for _, why := range order {
-		fmt.Fprintf(b, "\n%s (paused): %s\n    Let it go on with: %s budget add %s USD\n", forksNamed(nums[why]), why, program, flat(p.Run))
+	for _, why := range held.order {
+		fmt.Fprintf(b, "\n%s (paused): %s\n    Let it go on with: %s budget add %s USD\n", forksNamed(held.forks[why]), why, program, flat(p.Run))
 	}
 }
 
@@ -162,17 +174,12 @@ func forksNamed(nums []string) string {
 // writeFailures says why forks failed, each reason once.
 func writeFailures(b *strings.Builder, rep fork.Report) {
 	type reason struct{ status, text, hint string }
-	var order []reason
-	forks := map[reason][]string{}
+	var failed reasons[reason]
 	for _, r := range rep.Results {
 		if r.Status == fork.Success || r.Error == "" || r.Error == rep.Error {
 			continue
 		}
-		why := reason{flat(string(r.Status)), clean(strings.TrimSpace(r.Error)), flat(r.Hint)}
-		if forks[why] == nil {
-			order = append(order, why)
-		}
-		forks[why] = append(forks[why], fmt.Sprint(r.ForkNum))
+		failed.add(reason{flat(string(r.Status)), clean(strings.TrimSpace(r.Error)), flat(r.Hint)}, r.ForkNum)
 	}
 	if rep.Error != "" {
 		fmt.Fprintf(b, "\nthe run: %s\n", indent(clean(strings.TrimSpace(rep.Error))))
@@ -180,8 +187,8 @@ func writeFailures(b *strings.Builder, rep fork.Report) {
 			fmt.Fprintf(b, "    %s\n", flat(rep.Hint))
 		}
 	}
-	for _, why := range order {
-		fmt.Fprintf(b, "\n%s (%s): %s\n", forksNamed(forks[why]), strings.ReplaceAll(why.status, "_", " "), indent(why.text))
+	for _, why := range failed.order {
+		fmt.Fprintf(b, "\n%s (%s): %s\n", forksNamed(failed.forks[why]), strings.ReplaceAll(why.status, "_", " "), indent(why.text))
 		if why.hint != "" {
 			fmt.Fprintf(b, "    %s\n", why.hint)
 		}
@@ -190,8 +197,7 @@ func writeFailures(b *strings.Builder, rep fork.Report) {
 
 // writeUnverified says why work was not found good, each reason once.
 func writeUnverified(b *strings.Builder, rep fork.Report) {
-	var order []string
-	nums := map[string][]string{}
+	var unverified reasons[string]
 	for _, r := range rep.Results {
 		if r.Verify == nil || r.Verify.Status == fork.Success {
 			continue
@@ -200,13 +206,11 @@ func writeUnverified(b *strings.Builder, rep fork.Report) {
 		if r.Verify.Outcome() == fork.VerifyFailed {
 			why = fmt.Sprintf("--verify ended with status %d:\n%s", r.Verify.ExitCode, why)
 		}
-		if nums[why] == nil {
-			order = append(order, why)
-		}
-		nums[why] = append(nums[why], fmt.Sprint(r.ForkNum))
+		unverified.add(why, r.ForkNum)
 	}
-	for _, why := range order {
-		fmt.Fprintf(b, "\n%s (not verified): %s\n    See all of it with: %s logs %s/%s --verify\n", forksNamed(nums[why]), indent(why), program, flat(rep.Run), nums[why][0])
+	for _, why := range unverified.order {
+		forks := unverified.forks[why]
+		fmt.Fprintf(b, "\n%s (not verified): %s\n    See all of it with: %s logs %s/%s --verify\n", forksNamed(forks), indent(why), program, flat(rep.Run), forks[0])
 	}
 }
 

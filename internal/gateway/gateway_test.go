@@ -740,9 +740,10 @@ func TestKeyIsNowhere(t *testing.T) {
 	}
 }
 
-func TestHeadersAreBounded(t *testing.T) {
-	r := newRig(t)
-	token := r.grant(Account{Run: "r", Fork: 1})
+// open has the gateway serve one listener more, until the test has ended, and
+// returns its address.
+func (r *rig) open(t *testing.T) string {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -750,14 +751,21 @@ func TestHeadersAreBounded(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
-	defer func() {
+	t.Cleanup(func() {
 		stop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return ln.Addr().String()
+}
+
+func TestHeadersAreBounded(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1})
+	addr := r.open(t)
 	for size, want := range map[int]int{10 << 10: 200, 100 << 10: 431} {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+ln.Addr().String()+"/v1/models", nil)
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/v1/models", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -781,26 +789,14 @@ func TestAConnectionThatAsksNothingIsClosed(t *testing.T) {
 	r := newRig(t)
 	r.do(t.Context(), "GET", "/v1/models", "", "") // it has begun, with limits as they are
 	r.limits.ask, r.limits.between = 100*time.Millisecond, 100*time.Millisecond
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- r.Serve(ctx, ln) }()
-	defer func() {
-		stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}()
+	addr := r.open(t)
 	for name, said := range map[string]string{
 		"half a header":   "GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Slow",
 		"nothing":         "",
 		"one request":     "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
 		"and half of one": "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/mod",
 	} {
-		c, err := net.Dial("tcp", ln.Addr().String())
+		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
