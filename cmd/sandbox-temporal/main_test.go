@@ -283,7 +283,7 @@ func environ(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{"HOME", "PATH", "SANDBOX_TEMPORAL_HOME", "SANDBOX_TEMPORAL_PORT", "SANDBOX_TEMPORAL_UI_PORT", "METRICS_PORT",
 		"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "TERM", "WORK", "TMPDIR", "TEMPORAL_ADDRESS", "TEMPORAL_TASK_QUEUE",
-		"SANDBOX_TEMPORAL_LEDGER_URL", "SANDBOX_TEMPORAL_BUDGET_PER_DAY"} {
+		"SANDBOX_TEMPORAL_LEDGER_URL", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "SANDBOX_TEMPORAL_ARTIFACTS"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

@@ -21,6 +21,7 @@ package artifact
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -205,6 +206,42 @@ func (s *Store) PutText(ctx context.Context, text string) (key string, err error
 		return key, nil
 	}
 	return key, fault.Wrap(op, s.write(ctx, key, strings.NewReader(text), true))
+}
+
+// Try stores an object, finds, reads and removes it: what a worker has to be
+// allowed to do.
+func (s *Store) Try(ctx context.Context) error {
+	const op, text = "artifact: try", "Of a test that was interrupted: it can be removed.\n"
+	key := "tries/" + rand.Text()
+	if err := s.write(ctx, key, strings.NewReader(text), true); err != nil {
+		return fault.Wrap(op, err)
+	}
+	err := s.holds(ctx, key, text)
+	return fault.Wrap(op, errors.Join(err, s.Delete(ctx, key)))
+}
+
+// holds reports, as an error, whether key is not listed or not this text.
+func (s *Store) holds(ctx context.Context, key, text string) error {
+	listed := false
+	for o, err := range s.under(ctx, key) {
+		if err != nil {
+			return err
+		}
+		listed = listed || o.Key == key
+	}
+	r, err := s.bucket.NewReader(ctx, key, nil)
+	if err != nil {
+		return classed(err)
+	}
+	defer r.Close()
+	switch ok, err := same(r, []byte(text)); {
+	case err != nil:
+		return classed(err)
+	case !ok || !listed:
+		return fault.New("", fault.Conflict, "what was stored just now is not there").
+			Hinted("Use a store that shows at once what was written to it.")
+	}
+	return nil
 }
 
 // stat returns the size of an object.
@@ -436,6 +473,8 @@ func classed(err error) error {
 		return &fault.Error{Kind: fault.Unavailable, Err: err}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return &fault.Error{Kind: fault.Full, Err: err, Hint: "Free some space on the disk that holds the artifact store, then try again."}
+	case errors.Is(err, syscall.ENOTDIR):
+		return &fault.Error{Kind: fault.Invalid, Err: err, Hint: "Set SANDBOX_TEMPORAL_ARTIFACTS to a folder."}
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return &fault.Error{Kind: fault.Denied, Err: err, Hint: "Let the worker's user write to the artifact store."}
 	}

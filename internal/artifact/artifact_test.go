@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -152,6 +153,19 @@ func TestTextsAreStoredOnce(t *testing.T) {
 	if got := get(t, s, a); got != "do it" {
 		t.Errorf("after repair: %q", got)
 	}
+}
+
+func TestATryLeavesNothing(t *testing.T) {
+	s := open(t)
+	if err := s.Try(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := keys(t, s, ""); len(got) > 0 {
+		t.Errorf("the store holds %q", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantKind(t, s.Try(ctx), fault.Cancelled)
 }
 
 func TestDeleteTakesAFolderAndNotItsNeighbour(t *testing.T) {

@@ -134,6 +134,21 @@ func (c *checkup) ledger(ctx context.Context, cfg *config.Config, open func(cont
 	c.add(name, err, "can be read, in "+where)
 }
 
+// artifacts tries the store: who can open it may still not write to it.
+func (c *checkup) artifacts(ctx context.Context, cfg *config.Config) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts)
+	if err == nil {
+		err = errors.Join(store.Try(ctx), store.Close())
+	}
+	where := "a folder of the state folder"
+	if cfg.Artifacts != "" {
+		where = cfg.Artifacts
+	}
+	c.add("artifacts", err, "can be written, read and removed, in "+where)
+}
+
 // logFile looks whether the log can be written, without making it.
 func (c *checkup) logFile(cfg *config.Config) {
 	if cfg.LogFile == "" {

@@ -16,13 +16,13 @@ type transcripts struct{ store *artifact.Store }
 
 var _ Artifacts = transcripts{}
 
-// artifacts opens the store of the state folder.
+// artifacts opens the store of the state folder, or the one that is named.
 func (p *plugged) artifacts(ctx context.Context, g Globals) (Artifacts, error) {
 	cfg, err := home(g.Config)
 	if err != nil {
 		return nil, err
 	}
-	store, err := host.Artifacts(ctx, cfg.Home)
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts)
 	return transcripts{store}, err
 }
 

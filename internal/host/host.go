@@ -53,6 +53,7 @@ type Options struct {
 	GatewayCert    string // PEM files of its certificate and key; without, only loopback is listened on
 	GatewayKey     string
 	Deployment     string   // label of our sandboxes; empty: this state folder's own
+	Artifacts      string   // the artifact store, a folder or a URL; empty: a folder of the state folder
 	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
 	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
 	Version        string   // of the program, for the metrics
@@ -125,7 +126,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	if h.doors, err = newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger); err != nil {
 		return nil, err
 	}
-	if h.store, err = Artifacts(ctx, o.Home); err != nil {
+	if h.store, err = Artifacts(ctx, o.Home, o.Artifacts); err != nil {
 		return nil, err
 	}
 	temp := filepath.Join(o.Home, "tmp")
