@@ -29,7 +29,7 @@ func (s *Store) Bundle(ctx context.Context, b Base, w io.Writer) error {
 			return fault.Wrap(op, err)
 		}
 	}
-	src, err := s.locate(ctx, b.Source)
+	src, err := s.origin(ctx, b)
 	if err != nil {
 		return fault.Wrap(op, err)
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 )
 
 // deliver fetches a branch out of the run's repository into the user's own.
@@ -55,6 +57,57 @@ func (s *Store) deliver(ctx context.Context, src location, run, branch, tip stri
 		case <-time.After(wait):
 		}
 	}
+}
+
+// Deliver fetches the branch of a fork, which Receive has taken in, into the
+// local repository at path. A repository that does not hold the base is another
+// one, or an older copy: it is NotFound, and left as it is.
+func (s *Store) Deliver(ctx context.Context, run string, num int, path string) error {
+	op := "repo: deliver " + fork.Branch(run, num)
+	dir, base, tip, err := s.find(ctx, run, num)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	if !IsLocal(path) {
+		return fault.New(op, fault.Invalid, "%s is not a local repository", path).Hinted(hintSource)
+	}
+	src, err := s.locate(ctx, path)
+	if err != nil {
+		return fault.Wrap(op, err)
+	}
+	switch there, err := s.knows(ctx, src, base); {
+	case err != nil:
+		return fault.Wrap(op, err)
+	case !there:
+		return fault.New(op, fault.NotFound, "%s does not hold commit %s, which the fork began at", path, base).
+			Hinted("Fetch it into the repository first, or take the fork's changes with: apply")
+	}
+	return fault.Wrap(op, s.deliver(ctx, src, dir, fork.Branch(run, num), tip))
+}
+
+// Knows reports whether the local repository at path holds the commit.
+func (s *Store) Knows(ctx context.Context, path, commit string) (bool, error) {
+	const op = "repo: look for a commit"
+	if err := errors.Join(s.check(ctx), checkCommit(commit)); err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	if !IsLocal(path) {
+		return false, nil
+	}
+	src, err := s.locate(ctx, path)
+	if err != nil {
+		return false, fault.Wrap(op, err)
+	}
+	there, err := s.knows(ctx, src, commit)
+	return there, fault.Wrap(op, err)
+}
+
+func (s *Store) knows(ctx context.Context, l location, commit string) (bool, error) {
+	_, err := s.run(ctx, call{user: true, dir: l.url, args: []string{"cat-file", "-e", commit + "^{commit}"}})
+	if gitFailed(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Dirty reports whether the work tree at path has changes that are not

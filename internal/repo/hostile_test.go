@@ -226,9 +226,17 @@ func commitOf(tree object, parent string) object {
 // craft writes a bundle of these objects; the last is the commit.
 func craft(t *testing.T, in ReceiveInput, objects ...object) ReceiveInput {
 	t.Helper()
+	head := fmt.Sprintf("# v2 git bundle\n-%s\n%s %s\n\n", in.Base.Commit, objects[len(objects)-1].id(), in.Ref)
+	in.Bundle = filepath.Join(t.TempDir(), "crafted.bundle")
+	if err := os.WriteFile(in.Bundle, append([]byte(head), packed(objects...)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
+
+// packed is a pack of these objects, as no git would write it.
+func packed(objects ...object) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# v2 git bundle\n-%s\n%s %s\n\n", in.Base.Commit, objects[len(objects)-1].id(), in.Ref)
-	start := b.Len()
 	b.WriteString("PACK")
 	_ = binary.Write(&b, binary.BigEndian, []uint32{2, uint32(len(objects))})
 	for _, o := range objects {
@@ -243,13 +251,9 @@ func craft(t *testing.T, in ReceiveInput, objects ...object) ReceiveInput {
 		_, _ = z.Write(o.data)
 		_ = z.Close()
 	}
-	sum := sha1.Sum(b.Bytes()[start:])
+	sum := sha1.Sum(b.Bytes())
 	b.Write(sum[:])
-	in.Bundle = filepath.Join(t.TempDir(), "crafted.bundle")
-	if err := os.WriteFile(in.Bundle, b.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return in
+	return b.Bytes()
 }
 
 func TestCraftedObjectsAreRefused(t *testing.T) {

@@ -156,10 +156,13 @@ func (s *Store) hold(ctx context.Context, l location, commit string) (mirror str
 		if ctx.Err() != nil {
 			return "", nil, contextFault(ctx)
 		}
-		if _, _, err := s.list(ctx, l, "HEAD"); err != nil {
+		fetch := s.fetchCommit
+		if l.upload != "" {
+			fetch = s.takeUpload
+		} else if _, _, err := s.list(ctx, l, "HEAD"); err != nil {
 			return "", nil, err
 		}
-		if err = s.grow(ctx, l, mirror, commit, func() error { return s.fetchCommit(ctx, l, mirror, commit) }); err != nil {
+		if err = s.grow(ctx, l, mirror, commit, func() error { return fetch(ctx, l, mirror, commit) }); err != nil {
 			return "", nil, err
 		}
 	}
@@ -271,6 +274,9 @@ func (s *Store) grow(ctx context.Context, l location, mirror, commit string, fet
 	tidy(mirror)
 	if !gitFailed(err) {
 		return err
+	}
+	if l.upload != "" {
+		return err // of our own repositories, so the disk is to blame
 	}
 	// The remote answered a moment ago. If it does not any more, that is why.
 	if _, _, asked := s.list(ctx, l, "HEAD"); asked != nil {

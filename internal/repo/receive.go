@@ -20,9 +20,13 @@ import (
 type ReceiveInput struct {
 	Run    string
 	Num    int    // the fork's number, from 1
-	Base   Base   // Source and Commit are needed; Mirror and Branch are not
+	Base   Base   // Source, Upload and Commit count; Mirror and Branch do not
 	Ref    string // the one ref in the bundle, as "refs/heads/x"
 	Bundle string // the file on the worker
+
+	// Keep: the base's source is only read. A local one does not get the
+	// branch (see Deliver).
+	Keep bool
 }
 
 // Received is a fork's work as it is stored now.
@@ -80,7 +84,7 @@ func (s *Store) Receive(ctx context.Context, in ReceiveInput) (Received, error) 
 
 	// The location of a source that is gone does not matter any more once
 	// the run has its base.
-	src, srcErr := s.locate(ctx, in.Base.Source)
+	src, srcErr := s.origin(ctx, in.Base)
 	run := s.runDir(in.Run)
 	if err := s.openRun(ctx, in.Run, src, srcErr, in.Base.Commit); err != nil {
 		return Received{}, fault.Wrap(op, err)
@@ -107,6 +111,7 @@ func (s *Store) Receive(ctx context.Context, in ReceiveInput) (Received, error) 
 		}
 	}
 	switch {
+	case in.Keep || in.Base.Upload != "":
 	case srcErr != nil && IsLocal(in.Base.Source):
 		out.Undelivered = srcErr
 	case srcErr == nil && src.local():
@@ -159,13 +164,6 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 	if err := s.borrow(ctx, dir, run, base); err != nil {
 		return err
 	}
-	git := func(stdin *os.File, args ...string) (string, error) {
-		out, err := s.run(ctx, call{gitDir: dir, bounded: true, stdin: stdin, args: args})
-		if gitFailed(err) {
-			err = refused(err)
-		}
-		return strings.TrimSpace(string(out)), err
-	}
 	// What it builds on must be the base or older. git-rev-list prints
 	// commits that the base does not have, and fails when one is missing.
 	var ask bytes.Buffer
@@ -178,13 +176,27 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 		return err
 	}
 	defer stdin.Close()
-	newer, err := git(stdin, "rev-list", "--max-count=1", "--stdin")
+	out, err := s.run(ctx, call{gitDir: dir, bounded: true, stdin: stdin, args: []string{"rev-list", "--max-count=1", "--stdin"}})
+	if gitFailed(err) {
+		err = refused(err)
+	}
 	if err != nil {
 		return err
 	}
-	if newer != "" {
+	if newer := strings.TrimSpace(string(out)); newer != "" {
 		return refused(errors.New("the bundle builds on " + newer + ", which is not in the history of the base"))
 	}
+	// An unknown file mode is only noted by default; git would take it for a
+	// submodule.
+	if err := s.index(ctx, dir, head, file, size, "--strict=badfilemode=error"); err != nil {
+		return err
+	}
+	return s.whole(ctx, dir, tip, "--not", base)
+}
+
+// index unpacks the pack of a bundle into the repository at dir, and checks
+// every object of it.
+func (s *Store) index(ctx context.Context, dir string, head bundleHeader, file *os.File, size int64, strict string) error {
 	// Git 2.39 does not check the objects of a bundle that it fetches from,
 	// whatever fetch.fsckObjects says, and puts them into the repository
 	// before it looks whether any are missing. So the pack is taken out of the
@@ -192,24 +204,40 @@ func (s *Store) inspect(ctx context.Context, dir, run, base, tip string, head bu
 	if _, err := file.Seek(head.size, io.SeekStart); err != nil {
 		return diskFault(err)
 	}
-	// An unknown file mode is only noted by default; git would take it for a
-	// submodule.
-	strict := "--strict=badfilemode=error"
+	sep := "="
+	if strings.Contains(strict, "=") {
+		sep = ","
+	}
 	for _, id := range tolerated() {
-		strict += "," + strings.ToLower(id) + "=ignore"
+		strict += sep + strings.ToLower(id) + "=ignore"
+		sep = ","
 	}
-	if _, err := git(file, "index-pack", "--stdin", "--fix-thin", strict, "--threads=1",
-		"--max-input-size="+strconv.FormatInt(size, 10)); err != nil {
-		return err
+	_, err := s.run(ctx, call{gitDir: dir, bounded: true, stdin: file, args: []string{"index-pack", "--stdin", "--fix-thin", strict, "--threads=1",
+		"--max-input-size=" + strconv.FormatInt(size, 10)}})
+	if gitFailed(err) {
+		return refused(err)
 	}
-	kind, err := git(nil, "cat-file", "-t", tip)
+	return err
+}
+
+// whole checks that tip is a commit of which nothing is missing, but for what
+// comes with not, and that its tree can be listed.
+func (s *Store) whole(ctx context.Context, dir, tip string, not ...string) error {
+	git := func(args ...string) (string, error) {
+		out, err := s.run(ctx, call{gitDir: dir, bounded: true, args: args})
+		if gitFailed(err) {
+			err = refused(err)
+		}
+		return strings.TrimSpace(string(out)), err
+	}
+	kind, err := git("cat-file", "-t", tip)
 	if err != nil {
 		return err
 	}
 	if kind != "commit" {
 		return refused(errors.New("the ref of the bundle names a " + kind))
 	}
-	if _, err = git(nil, "rev-list", "--objects", "--quiet", tip, "--not", base); err != nil {
+	if _, err = git(append([]string{"rev-list", "--objects", "--quiet", tip}, not...)...); err != nil {
 		return err
 	}
 	// A tree can hold itself many times over, level by level. Git lists it

@@ -9,7 +9,8 @@
 //
 // # State
 //
-//	mirrors/<hash>.git  one per repository, shared by all runs; never shown to a fork
+//	mirrors/<hash>.git  one per repository, shared by all runs; never shown to a fork.
+//	                    Uploads have one for all commits with the same first one
 //	runs/<run>.git      one per run: its base, and a branch for every fork
 //	tmp/                work in progress; what a killed process left is swept away
 //
@@ -26,6 +27,7 @@ package repo
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -41,7 +43,10 @@ type Options struct {
 	// Credentials is asked whenever a remote is about to be read. Nil, or a
 	// zero Credential: git's own credential helpers are all there is.
 	Credentials func(context.Context) (Credential, error)
-	// MaxBundle bounds what Receive takes, in bytes. 0: 2 GiB.
+	// Uploads opens what the store holds under a key of UploadKey's; an error
+	// of the kind NotFound says that it holds nothing. Nil: there are none.
+	Uploads func(ctx context.Context, key string) (io.ReadCloser, error)
+	// MaxBundle bounds what Receive takes and what is uploaded, in bytes. 0: 2 GiB.
 	MaxBundle int64
 	// Logger hears of mirrors that had to be made again. Nil: nobody does.
 	Logger *slog.Logger
@@ -62,6 +67,7 @@ type Credential struct {
 // A Base is the commit that all forks of a run start from.
 type Base struct {
 	Source string // the repository, as it was asked for
+	Upload string // the key under which the store holds it; Source is only a name then
 	Mirror string // the mirror's folder on this worker; empty: not looked for yet
 	Branch string // the branch or tag it was taken from; "HEAD" when there was none
 	Commit string // its full id
@@ -80,6 +86,7 @@ func (b Base) Ref() string {
 type Store struct {
 	dir         string
 	credentials func(context.Context) (Credential, error)
+	uploads     func(context.Context, string) (io.ReadCloser, error)
 	maxBundle   int64
 	log         *slog.Logger
 	maxPacks    int // packs in a mirror before it is packed together
@@ -100,6 +107,7 @@ func New(o Options) *Store {
 	s := &Store{
 		dir:         dir,
 		credentials: o.Credentials,
+		uploads:     o.Uploads,
 		maxBundle:   o.MaxBundle,
 		log:         o.Logger,
 		maxPacks:    32,

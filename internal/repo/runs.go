@@ -190,6 +190,16 @@ func (s *Store) find(ctx context.Context, run string, num int) (dir, base, tip s
 	return dir, base, tip, nil
 }
 
+// Has reports whether the run's own repository is here and holds this commit
+// as the branch of the fork.
+func (s *Store) Has(ctx context.Context, run string, num int, commit string) (bool, error) {
+	_, _, tip, err := s.find(ctx, run, num)
+	if fault.KindOf(err) == fault.NotFound {
+		return false, nil
+	}
+	return err == nil && tip == commit, fault.Wrap("repo: look for a branch", err)
+}
+
 func noBranch(run string, num int) error {
 	return fault.New("", fault.NotFound, "there is no branch %s", fork.Branch(run, num)).
 		Hinted("The fork has not ended yet, or it changed nothing.")

@@ -19,10 +19,11 @@ import (
 // A location is a source that was understood.
 type location struct {
 	url    string // what git is told: a URL, or an absolute path
-	scheme string // https, http, ssh, git or file
+	scheme string // https, http, ssh, git, file or upload
 	server string // of http and https: scheme, host and port
 	key    string // what the mirror is called after
 	owner  string // of a local one: the folder that work trees share
+	upload string // of an upload: its key in the store
 }
 
 func (l location) local() bool { return l.scheme == "file" }
