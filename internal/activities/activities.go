@@ -31,6 +31,9 @@ type Options struct {
 	Repo      *repo.Store
 	Artifacts *artifact.Store
 
+	// Shared says that hosts without a worker see the artifact store, too.
+	Shared bool
+
 	// Doors are how host-bound sandboxes reach the gateway; nil: they do not.
 	// GatewayURL is where all others do, a public https URL; it may be empty.
 	Doors      Doors

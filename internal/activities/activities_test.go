@@ -97,7 +97,7 @@ func newWorld(dir string) (w *world, done func(), err error) {
 	w.fake = fake.New(filepath.Join(dir, "sandboxes"))
 	log := slog.New(slog.DiscardHandler)
 	w.Activities = New(Options{
-		Providers: sandbox.NewSet(w.fake), Gateway: gw, Repo: repo.New(repo.Options{Dir: filepath.Join(dir, "git"), Logger: log}), Artifacts: store,
+		Providers: sandbox.NewSet(w.fake), Gateway: gw, Repo: repo.New(repo.Options{Dir: filepath.Join(dir, "git"), Uploads: store.Get, Logger: log}), Artifacts: store,
 		Doors: oneDoor("unix:" + socket), Deployment: "d", Namespace: "n", Queue: "q", HostQueue: "q@host", TempDir: filepath.Join(dir, "tmp"), Logger: log,
 		Program: func(string) (string, error) { return os.Executable() },
 		State: func(_ context.Context, run string, num int) (orchestrator.RunState, error) {
@@ -169,7 +169,7 @@ func (w *world) begin(ctx context.Context, run string, p fork.Plan) (fork.Spec, 
 	if err != nil {
 		return fork.Spec{}, sandbox.Ref{}, err
 	}
-	spec := fork.Spec{Run: run, Num: 1, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
+	spec := fork.Spec{Run: run, Num: 1, Repo: p.Repo, Upload: p.Upload, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
 		Timeout: p.Timeout, RunBudget: p.Budget, ForkBudget: p.BudgetPerFork, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand}
 	ref, err := w.CreateSandbox(ctx, orchestrator.CreateSandboxInput{Spec: spec, Base: base, Deadline: time.Now().Add(time.Hour)})
 	return spec, ref, err

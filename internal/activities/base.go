@@ -1,6 +1,7 @@
 package activities
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -56,7 +57,7 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 			return out, err
 		}
 	}
-	src, err := a.Repo.Resolve(ctx, in.Plan.Repo, in.Plan.Branch)
+	src, err := a.source(ctx, in)
 	if err != nil {
 		return out, err
 	}
@@ -80,6 +81,9 @@ func (a *Activities) PrepareBase(ctx context.Context, in orchestrator.PrepareBas
 	if in.Plan.Setup != "" {
 		return out, fault.New(op, fault.Unsupported, "provider %s cannot freeze a prepared sandbox", provider.Name()).
 			Hinted("Leave --setup out and let the prompt say how to set up.")
+	}
+	if out.Bundle = src.Upload; out.Bundle != "" {
+		return out, nil // the store holds it already
 	}
 	out.Bundle = bundles + "/" + src.Commit + bundleEnd
 	if err := a.storeBundle(ctx, src, out.Bundle); err != nil {
@@ -138,7 +142,7 @@ var errNoBases = errors.New("no base can be kept there")
 // freeze prepares a sandbox and freezes it, once for all who ask for the same.
 // It reports whether it had to be made.
 func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInput, system string, p sandbox.Provider, snap sandbox.Freezer, src repo.Base) (string, bool, error) {
-	parts := []string{p.Name(), system, src.Source, src.Branch, src.Commit, in.Plan.Setup, in.Plan.Agent}
+	parts := []string{p.Name(), system, cmp.Or(src.Upload, src.Source), src.Branch, src.Commit, in.Plan.Setup, in.Plan.Agent}
 	if in.Plan.Setup != "" {
 		parts = append(parts, "egress", in.Plan.Egress) // who may reach less does not get what was fetched from more
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -35,12 +36,6 @@ echo "$head"`
 // maxBundle bounds a fork's work, in bytes.
 const maxBundle = 2 << 30
 
-// collectRef is the ref under which a fork's work travels.
-const collectRef = "refs/sandbox/result"
-
-// resultBundle is the artifact that holds a fork's work.
-const resultBundle = "result.bundle"
-
 // CollectResult commits what the agent left in its workspace, carries it out
 // as a bundle and stores it as the fork's branch. A second call gives the same
 // answer. No branch in the answer: the agent changed nothing.
@@ -53,10 +48,10 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 		return none, err
 	}
 	defer sb.Close()
-	const out = sandbox.Home + "/" + resultBundle
+	const out = sandbox.Home + "/" + fork.ResultName
 	stdout, stderr, exit, err := sandbox.Output(ctx, sb, "collect", sandbox.Cmd{
 		Args: []string{"/bin/sh", "-c", collectScript},
-		Env: []string{"BASE=" + in.Spec.BaseCommit, "OUT=" + out, "REF=" + collectRef,
+		Env: []string{"BASE=" + in.Spec.BaseCommit, "OUT=" + out, "REF=" + fork.ResultRef,
 			fmt.Sprintf("MESSAGE=sandbox-temporal: work of fork %s", in.Spec.ID())},
 	}, 64<<10)
 	if err == nil {
@@ -78,7 +73,7 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 	}
 	defer os.Remove(bundle)
 	got, err := a.Repo.Receive(ctx, repo.ReceiveInput{
-		Run: in.Spec.Run, Num: in.Spec.Num, Base: repo.Base{Source: in.Spec.Repo, Commit: in.Spec.BaseCommit}, Ref: collectRef, Bundle: bundle,
+		Run: in.Spec.Run, Num: in.Spec.Num, Base: repo.Base{Source: in.Spec.Repo, Upload: in.Spec.Upload, Commit: in.Spec.BaseCommit}, Ref: fork.ResultRef, Bundle: bundle,
 	})
 	if err != nil {
 		return none, fault.Wrap(op, err)
@@ -88,7 +83,7 @@ func (a *Activities) CollectResult(ctx context.Context, in orchestrator.CollectR
 		return none, fault.Wrap(op, err)
 	}
 	defer f.Close()
-	if err := a.Artifacts.Put(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, resultBundle), f); err != nil {
+	if err := a.Artifacts.Put(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.ResultName), f); err != nil {
 		return none, fault.Wrap(op, err)
 	}
 	warning := ""

@@ -12,6 +12,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
 )
 
@@ -91,31 +92,31 @@ type runFiles struct {
 	used   time.Time
 	bytes  int64
 	bundle bool // it says which bundle it uses
+	source bool // it says what was uploaded for it
 }
 
 // files removes what the stores hold of runs that Temporal has forgotten, and
-// bundles that no run uses, when nobody has written to them for long.
+// bundles that no run uses, when nobody has written to them for long. What a
+// sandbox is filled from is used while the run goes on; what was uploaded of a
+// repository, as long as anything is stored of the run.
 func (s *scan) files(ctx context.Context, dry bool, limit int) []orchestrator.CleanupItem {
 	var items []orchestrator.CleanupItem
 	runs, ok := s.runs(ctx)
 	inUse := map[string]bool{} // bundles
 	for _, f := range runs {
 		old := s.now.Sub(f.used) >= RunAge
-		if !old && !f.bundle {
-			continue
+		var state orchestrator.RunState
+		var err error
+		if old || f.bundle {
+			state, err = s.state(ctx, f.run, 0)
 		}
-		state, err := s.state(ctx, f.run, 0)
+		gone := false
 		switch {
 		case err != nil:
 			ok = false
 			s.problem("the files of run %s stay, it could not be asked for: %v", f.run, err)
 		case state.Open && f.bundle:
-			key, err := s.note(ctx, f.run)
-			if err != nil {
-				ok = false
-				s.problem("which bundle run %s uses is not known: %v", f.run, err)
-			}
-			inUse[key] = true
+			ok = s.uses(ctx, f.run, bundleNote, inUse) && ok
 		case old && !state.Known && len(items) < limit:
 			item := orchestrator.CleanupItem{Kind: orchestrator.KindRun, ID: f.run, Run: f.run, Since: f.used, Bytes: f.bytes, Why: "Temporal does not know the run any more"}
 			if !dry {
@@ -126,12 +127,24 @@ func (s *scan) files(ctx context.Context, dry bool, limit int) []orchestrator.Cl
 				s.removed(&item, err)
 			}
 			items = append(items, item)
+			gone = dry || item.Removed
+		}
+		if f.source && !gone {
+			ok = s.uses(ctx, f.run, fork.SourceName, inUse) && ok
 		}
 	}
 	if !ok {
 		return items // without knowing all runs nobody knows which bundles they use
 	}
-	for o, err := range s.a.Artifacts.List(ctx, bundles) {
+	for _, where := range []string{bundles, repo.Uploads} {
+		items = append(items, s.unused(ctx, dry, where, inUse, limit-len(items))...)
+	}
+	return items
+}
+
+// unused removes the bundles of one kind that nobody uses.
+func (s *scan) unused(ctx context.Context, dry bool, where string, inUse map[string]bool, limit int) (items []orchestrator.CleanupItem) {
+	for o, err := range s.a.Artifacts.List(ctx, where) {
 		if err != nil {
 			s.problem("bundles could not be listed: %v", err)
 			break
@@ -182,6 +195,7 @@ func (s *scan) runs(ctx context.Context) (list []runFiles, all bool) {
 			f.used = o.ModTime
 		}
 		f.bundle = f.bundle || o.Key == artifact.RunKey(run, 0, bundleNote)
+		f.source = f.source || o.Key == artifact.RunKey(run, 0, fork.SourceName)
 	}
 	repos, err := s.a.Repo.Runs(ctx)
 	if err != nil {
@@ -204,9 +218,20 @@ func (s *scan) runs(ctx context.Context) (list []runFiles, all bool) {
 	return list, true
 }
 
+// uses adds what a note of the run names to what is in use, and reports whether
+// that is known.
+func (s *scan) uses(ctx context.Context, run, note string, inUse map[string]bool) bool {
+	key, err := s.note(ctx, run, note)
+	if err != nil {
+		s.problem("which bundle run %s uses is not known: %v", run, err)
+	}
+	inUse[key] = true
+	return err == nil
+}
+
 // note reads which bundle a run uses.
-func (s *scan) note(ctx context.Context, run string) (string, error) {
-	r, err := s.a.Artifacts.Get(ctx, artifact.RunKey(run, 0, bundleNote))
+func (s *scan) note(ctx context.Context, run, name string) (string, error) {
+	r, err := s.a.Artifacts.Get(ctx, artifact.RunKey(run, 0, name))
 	if err != nil {
 		return "", err
 	}

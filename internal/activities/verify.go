@@ -107,7 +107,7 @@ func (a *Activities) take(ctx context.Context, sb sandbox.Sandbox, in orchestrat
 	if in.Commit == "" {
 		return nil
 	}
-	bundle, err := a.Artifacts.Get(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, resultBundle))
+	bundle, err := a.Artifacts.Get(ctx, artifact.RunKey(in.Spec.Run, in.Spec.Num, fork.ResultName))
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (a *Activities) take(ctx context.Context, sb sandbox.Sandbox, in orchestrat
 	if err := sb.Upload(ctx, at, bundle); err != nil {
 		return fault.Wrap("carry the work into the sandbox", err)
 	}
-	return a.script(ctx, sb, "take", takeScript, "BUNDLE="+at, "REF="+collectRef, "COMMIT="+in.Commit)
+	return a.script(ctx, sb, "take", takeScript, "BUNDLE="+at, "REF="+fork.ResultRef, "COMMIT="+in.Commit)
 }
 
 // judgeWork waits for the verification and says how it ended.

@@ -35,7 +35,8 @@ func (s Status) Ended() bool { return s != Pending && s != Running && s != "" }
 // A Plan is what one run was asked to do: the same task, given to Forks
 // agents that know nothing of each other.
 type Plan struct {
-	Repo          string        `json:"repo"`                      // a git URL, or an absolute path on the worker's host
+	Repo          string        `json:"repo"`                      // a git URL, or an absolute path on the worker's host; with Upload, on the user's
+	Upload        string        `json:"upload,omitempty"`          // where the artifact store holds Repo, which the worker's host does not have; empty: it is had from Repo
 	Branch        string        `json:"branch"`                    // where the forks start; empty: main, or else the repository's own default
 	Prompt        string        `json:"prompt"`                    // the task, at most MaxPrompt bytes
 	Name          string        `json:"name,omitempty"`            // the user's own word for the run; may be empty
@@ -89,6 +90,7 @@ type Spec struct {
 	Run          string        `json:"run"`
 	Num          int           `json:"fork_num"` // from 1
 	Repo         string        `json:"repo"`
+	Upload       string        `json:"upload,omitempty"` // as in Plan
 	BaseCommit   string        `json:"base_commit"`
 	PromptKey    string        `json:"prompt_key"` // where the artifact store holds the prompt
 	Model        string        `json:"model"`

@@ -44,3 +44,15 @@ type Refusal struct {
 	Host   string    `json:"host"` // as the sandbox named it: a stranger's text
 	Reason string    `json:"reason"`
 }
+
+// ResultName is the name of the artifact that holds what a fork committed, as a
+// git bundle that builds on the base commit; ResultRef is the one ref in it.
+const (
+	ResultName = "result.bundle"
+	ResultRef  = "refs/sandbox/result"
+)
+
+// SourceName is the name of the artifact of a run (its number is 0) that says
+// under which key the store holds the repository. As long as it is there, the
+// clean-up keeps that.
+const SourceName = "source"

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -141,9 +140,12 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 		}})
 		h.watch.serve(serve, &h.serving)
 	}
-	hostname, _ := os.Hostname() // an empty one is still unique by id
+	own, err := Queue(o.Home, o.Queue)
+	if err != nil {
+		return nil, err
+	}
 	acts := activities.New(activities.Options{
-		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, o.Logger), Artifacts: h.store,
+		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, h.store, o.Logger), Artifacts: h.store, Shared: o.Artifacts != "",
 		Doors: h.doors, GatewayURL: o.GatewayURL, Program: o.Program,
 		State: func(ctx context.Context, run string, num int) (orchestrator.RunState, error) {
 			return orchestrator.StateOf(ctx, o.Temporal, run, num)
@@ -155,13 +157,13 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 			return orchestrator.Fault(o.Temporal.SignalWorkflow(ctx, fork.WorkflowID(run, num), "", orchestrator.Progress, step))
 		},
 		Deployment: o.Deployment, Namespace: o.Namespace,
-		Queue: o.Queue, HostQueue: orchestrator.HostQueue(o.Queue, hostname+"-"+id),
+		Queue: o.Queue, HostQueue: own,
 		TempDir: temp, Metrics: m, Logger: o.Logger,
 	})
 	shared := worker.New(o.Temporal, o.Queue, h.workerOptions())
 	orchestrator.Serve(shared)
-	own := worker.New(o.Temporal, acts.HostQueue, h.workerOptions())
-	h.workers = []worker.Worker{own, shared}
+	bound := worker.New(o.Temporal, acts.HostQueue, h.workerOptions())
+	h.workers = []worker.Worker{bound, shared}
 	for _, w := range h.workers {
 		acts.Serve(w)
 		if err = w.Start(); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 )
 
@@ -26,7 +27,7 @@ import (
 //	engine.*         lock, endpoint, socket, log     git/        mirrors and the runs' own repositories
 //	sandboxes/       local sandboxes and bases       artifacts/  prompts, transcripts, bundles
 //	tmp/             bundles on their way            secrets     credentials the engine was lent, 0600
-//	doors/           a socket for each sandbox
+//	doors/           a socket for each sandbox       fetched/    as git/, of what other hosts made
 
 // Artifacts opens the artifact store at place, a folder or a URL as
 // [artifact.Open] takes it; empty: the one in the state folder.
@@ -37,9 +38,32 @@ func Artifacts(ctx context.Context, home, place string) (*artifact.Store, error)
 // LedgerDir is the gateway's folder in the state folder.
 func LedgerDir(home string) string { return filepath.Join(home, "gateway") }
 
-// Repo returns the git store of the state folder.
-func Repo(home string, credentials func(context.Context) (repo.Credential, error), log *slog.Logger) *repo.Store {
-	return repo.New(repo.Options{Dir: filepath.Join(home, "git"), Credentials: credentials, Logger: log})
+// Repo returns the git store of the state folder. It reads uploaded
+// repositories from the artifact store; nil: it reads none.
+func Repo(home string, credentials func(context.Context) (repo.Credential, error), store *artifact.Store, log *slog.Logger) *repo.Store {
+	return gitStore(filepath.Join(home, "git"), credentials, store, log)
+}
+
+// Fetched returns the git store of what hosts elsewhere made, and a command of
+// this one has looked at. All in it can be had again.
+func Fetched(home string, credentials func(context.Context) (repo.Credential, error), store *artifact.Store, log *slog.Logger) *repo.Store {
+	return gitStore(filepath.Join(home, "fetched"), credentials, store, log)
+}
+
+func gitStore(dir string, credentials func(context.Context) (repo.Credential, error), store *artifact.Store, log *slog.Logger) *repo.Store {
+	o := repo.Options{Dir: dir, Credentials: credentials, Logger: log}
+	if store != nil {
+		o.Uploads = store.Get
+	}
+	return repo.New(o)
+}
+
+// Queue returns the task queue that only the host with this state folder
+// serves.
+func Queue(home, queue string) (string, error) {
+	id, err := ID(home)
+	hostname, _ := os.Hostname() // an empty one is still unique by id
+	return orchestrator.HostQueue(queue, hostname+"-"+id), err
 }
 
 // ID returns the name of the installation whose state folder is home, and

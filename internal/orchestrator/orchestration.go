@@ -329,7 +329,7 @@ func (r *run) endUnstarted(status fork.Status, err error) {
 func (r *run) fork(ctx workflow.Context, num int, base Base) fork.Result {
 	p := r.plan
 	spec := fork.Spec{
-		Run: r.id, Num: num, Repo: p.Repo, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
+		Run: r.id, Num: num, Repo: p.Repo, Upload: p.Upload, BaseCommit: base.Commit, PromptKey: base.PromptKey, Model: p.Model,
 		Timeout: p.Timeout, RunBudget: p.Budget, OnBudget: p.OnBudget, Provider: p.Provider, Agent: p.Agent, AgentCommand: p.AgentCommand,
 		AgentPath: p.AgentPath, Credentials: p.Credentials, Egress: p.Egress, Verify: p.Verify,
 		Mounts: p.Mounts, Limits: p.Limits,
