@@ -33,8 +33,8 @@ g update-ref "$REF" "$head"
 g bundle create -q "$OUT" "$REF" --not "$BASE"
 echo "$head"`
 
-// maxBundle bounds a fork's work, in bytes.
-const maxBundle = 2 << 30
+// MaxBundle bounds a fork's work, in bytes.
+const MaxBundle = 2 << 30
 
 // CollectResult commits what the agent left in its workspace, carries it out
 // as a bundle and stores it as the fork's branch. A second call gives the same
@@ -106,12 +106,12 @@ func (a *Activities) download(ctx context.Context, sb sandbox.Sandbox, path stri
 	if err != nil {
 		return "", err
 	}
-	n, err := io.Copy(f, io.LimitReader(r, maxBundle+1))
+	n, err := io.Copy(f, io.LimitReader(r, MaxBundle+1))
 	if e := f.Close(); err == nil {
 		err = e
 	}
-	if err == nil && n > maxBundle {
-		err = fault.New("", fault.Invalid, "the fork's work has more than %d bytes", int64(maxBundle))
+	if err == nil && n > MaxBundle {
+		err = fault.New("", fault.Invalid, "the fork's work has more than %d bytes", int64(MaxBundle))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())

@@ -51,11 +51,18 @@ func runApply(ctx context.Context, env *Env, opts applyOptions) error {
 	if err != nil {
 		return fault.New("", fault.NotFound, "%s is in no git work tree", opts.Dir).Hinted("Go to the repository's folder, or name it with --dir.")
 	}
-	r, run, work, err := openWork(ctx, env, opts.Target)
-	if err != nil || work == nil {
+	m, err := openWork(ctx, env, opts.Target, dir)
+	if err != nil || m.work == nil {
 		return err
 	}
-	done, err := work.Apply(ctx, run, r.ForkNum, dir)
+	if m.plan.Upload != "" {
+		// The worker could not. A folder without the commit that the fork began
+		// at gets the changes all the same.
+		if err := m.work.Deliver(ctx, m.run, m.ForkNum, dir); err != nil && fault.KindOf(err) != fault.NotFound {
+			fmt.Fprintf(env.Stderr, "warning: %s\n", clean(err.Error()))
+		}
+	}
+	done, err := m.work.Apply(ctx, m.run, m.ForkNum, dir)
 	if err != nil {
 		return err
 	}
@@ -64,14 +71,14 @@ func runApply(ctx context.Context, env *Env, opts applyOptions) error {
 		how = "Merged"
 	}
 	if _, err = fmt.Fprintf(env.Stdout, "%s fork %d of %s in %s: %s, +%d/-%d\n",
-		how, r.ForkNum, flat(run), flat(dir), plural(len(done.Files), "file"), r.Insertions, r.Deletions); err != nil {
+		how, m.ForkNum, flat(m.run), flat(dir), plural(len(done.Files), "file"), m.Insertions, m.Deletions); err != nil {
 		return err
 	}
 	if done.ThreeWay {
 		fmt.Fprintln(env.Stderr, "The work tree has moved on from where the fork began; look at what came of it.")
 	}
-	if r.Verify != nil && r.Verify.Status != fork.Success {
-		fmt.Fprintf(env.Stderr, "This work did not pass its verification. See why with: %s logs %s/%d --verify\n", program, flat(run), r.ForkNum)
+	if m.Verify != nil && m.Verify.Status != fork.Success {
+		fmt.Fprintf(env.Stderr, "This work did not pass its verification. See why with: %s logs %s/%d --verify\n", program, flat(m.run), m.ForkNum)
 	}
 	fmt.Fprintln(env.Stderr, "Nothing is committed yet. Look with: git status")
 	return nil

@@ -183,6 +183,17 @@ var _ Books = (*ledger.Reader)(nil)
 
 // Work is what the commands do with the branches of forks that ended.
 type Work interface {
+	// Bring makes the branch of a fork that ended available here, which may be
+	// in the artifact store that this host shares with the worker's. It comes
+	// before the others. Dir is a folder that may lie in a clone of the
+	// repository; empty: there is none. Fault.NotFound says that the branch, or
+	// the commit that it builds on, cannot be had from here.
+	Bring(ctx context.Context, run string, plan fork.Plan, r fork.Result, dir string) error
+
+	// Deliver fetches the branch into the repository at path. It is
+	// fault.NotFound when that does not hold the commit that the fork began at.
+	Deliver(ctx context.Context, run string, num int, path string) error
+
 	// Diff writes what the fork changed since its base.
 	Diff(ctx context.Context, run string, num int, w io.Writer, o repo.DiffOptions) error
 
@@ -190,8 +201,6 @@ type Work interface {
 	// uncommitted: all of them, or none and fault.Conflict.
 	Apply(ctx context.Context, run string, num int, dir string) (repo.ApplyResult, error)
 }
-
-var _ Work = (*repo.Store)(nil)
 
 // Main runs the program and returns its exit code. When ctx is done, the
 // command lets go of what it waits for; the run goes on.

@@ -324,11 +324,12 @@ func withoutSecrets(environ []string) []string {
 }
 
 // beforeStart lends the engine the credentials and the programs of the user
-// who starts a run: the engine may be older than both.
-func (p *plugged) beforeStart(ctx context.Context, g Globals, _ string, plan *fork.Plan) error {
+// who starts a run: the engine may be older than both. To a cluster, it carries
+// a repository that is a folder of this host.
+func (p *plugged) beforeStart(ctx context.Context, g Globals, run string, plan *fork.Plan) error {
 	cfg := g.Config
 	if !cfg.Embedded() {
-		return nil
+		return p.carry(ctx, cfg, run, plan)
 	}
 	if plan.AgentPath == "" {
 		// Not found here is no error yet: the engine looks on its own PATH.

@@ -47,43 +47,59 @@ out; into a file or a pipe the patch goes as it is.
 }
 
 func runDiff(ctx context.Context, env *Env, opts diffOptions) error {
-	r, run, work, err := openWork(ctx, env, opts.Target)
-	if err != nil || work == nil {
+	m, err := openWork(ctx, env, opts.Target, ".")
+	if err != nil || m.work == nil {
 		return err
 	}
 	shown := env.IsTerminal(env.Stdout)
 	o := repo.DiffOptions{Stat: opts.Stat, Binary: !shown && !opts.Stat} // what is not looked at may be applied
 	p := env.paintFor(env.Stdout)
 	if !shown && !bool(p) {
-		return work.Diff(ctx, run, r.ForkNum, env.Stdout, o)
+		return m.work.Diff(ctx, m.run, m.ForkNum, env.Stdout, o)
 	}
 	c := &diffCleaner{w: env.Stdout, paint: p && !paint(opts.Stat)}
-	if err := work.Diff(ctx, run, r.ForkNum, c, o); err != nil {
+	if err := m.work.Diff(ctx, m.run, m.ForkNum, c, o); err != nil {
 		return err
 	}
 	c.lines.Flush(c.line)
 	return c.err
 }
 
-// openWork finds an ended fork and what holds its branch. Work is nil, and the
-// user was told, when the fork changed nothing.
-func openWork(ctx context.Context, env *Env, t target) (r fork.Result, run string, work Work, err error) {
+// made is a fork that ended, and what holds its branch.
+type made struct {
+	fork.Result
+	run  string
+	plan fork.Plan // of runs on a cluster only
+	work Work
+}
+
+// openWork finds an ended fork and what holds its branch. Dir may lie in a clone
+// of the repository. Work is nil, and the user was told, when the fork changed
+// nothing.
+func openWork(ctx context.Context, env *Env, t target, dir string) (m made, err error) {
 	runs, run, err := env.open(ctx, t)
 	if err != nil {
-		return r, "", nil, err
+		return m, err
 	}
 	defer runs.Close()
-	r, err = result(ctx, runs, run, t.num)
+	m.run = run
+	m.Result, err = result(ctx, runs, run, t.num)
 	switch {
 	case err != nil:
-	case r.Commit == "":
-		fmt.Fprintf(env.Stderr, "fork %d of %s changed nothing (%s)\n", r.ForkNum, flat(run), flat(string(r.Status)))
+		return m, err
+	case m.Commit == "":
+		fmt.Fprintf(env.Stderr, "fork %d of %s changed nothing (%s)\n", m.ForkNum, flat(run), flat(string(m.Status)))
+		return m, nil
 	case env.Work == nil:
-		err = missing("store of branches")
-	default:
-		work, err = env.Work(ctx, env.Globals)
+		return m, missing("store of branches")
 	}
-	return r, run, work, err
+	if m.work, err = env.Work(ctx, env.Globals); err != nil || env.Globals.Config.Embedded() {
+		return m, err
+	}
+	if m.plan, err = runs.Plan(ctx, run); err != nil {
+		return m, err
+	}
+	return m, m.work.Bring(ctx, run, m.plan, m.Result, dir)
 }
 
 // diffCleaner makes a patch safe to look at, and colours it.

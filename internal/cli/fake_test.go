@@ -397,6 +397,19 @@ type desk struct {
 	applied []string
 	err     error
 	options repo.DiffOptions
+
+	brought, delivered []string
+	away, undelivered  error // of Bring and Deliver
+}
+
+func (d *desk) Bring(_ context.Context, run string, _ fork.Plan, r fork.Result, dir string) error {
+	d.brought = append(d.brought, fork.Spec{Run: run, Num: r.ForkNum}.ID()+" beside "+dir)
+	return d.away
+}
+
+func (d *desk) Deliver(_ context.Context, run string, num int, path string) error {
+	d.delivered = append(d.delivered, fork.Spec{Run: run, Num: num}.ID()+" to "+path)
+	return d.undelivered
 }
 
 func (d *desk) Diff(_ context.Context, _ string, _ int, w io.Writer, o repo.DiffOptions) error {

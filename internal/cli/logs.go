@@ -113,6 +113,9 @@ func runLogs(ctx context.Context, env *Env, opts logsOptions) error {
 	}
 	if err == nil && !l.found {
 		fmt.Fprintln(env.Stderr, nothing)
+		if cfg := env.Globals.Config; !cfg.Embedded() && cfg.Artifacts == "" {
+			fmt.Fprintf(env.Stderr, "What forks on other hosts say is in the artifact store of their workers. %s.\n", hintArtifacts)
+		}
 	}
 	if err != nil && ctx.Err() != nil && opts.Follow {
 		sayDetached(env.Stderr, run)

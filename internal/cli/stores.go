@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"io"
-	"log/slog"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
@@ -49,13 +48,4 @@ func (p *plugged) books(ctx context.Context, g Globals) (Books, error) {
 		return nil, err
 	}
 	return r, nil
-}
-
-// work opens the git store of the state folder.
-func (p *plugged) work(_ context.Context, g Globals) (Work, error) {
-	cfg, err := home(g.Config)
-	if err != nil {
-		return nil, err
-	}
-	return host.Repo(cfg.Home, nil, slog.New(slog.DiscardHandler)), nil
 }

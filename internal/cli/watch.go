@@ -256,6 +256,7 @@ func waitAndReport(ctx context.Context, env *Env, w *watcher, output string) err
 	if err != nil {
 		return err
 	}
+	bringHome(ctx, env, w.runs, rep)
 	if err := printReport(env, rep, nil, output); err != nil {
 		return err
 	}

@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+
+	"github.com/sandbox-temporal/sandbox-temporal/internal/activities"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/orchestrator"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
+)
+
+// hintArtifacts says how a folder of this host comes to workers elsewhere, and
+// their work back.
+const hintArtifacts = "Set SANDBOX_TEMPORAL_ARTIFACTS, here and for the workers, to a folder or bucket that all of them can reach"
+
+// carry puts a repository that is a folder of this host where the workers of a
+// cluster can have it. One whose only worker works in the state folder of this
+// command sees the folder itself.
+func (p *plugged) carry(ctx context.Context, cfg *config.Config, run string, plan *fork.Plan) error {
+	if !repo.IsLocal(plan.Repo) {
+		return nil
+	}
+	shared := cfg.Artifacts != ""
+	w, err := p.workers(ctx, cfg)
+	switch {
+	case err != nil:
+		return err
+	case w.here && (!w.elsewhere || !shared):
+		return nil
+	case !shared:
+		return fault.New("", fault.Invalid, "the workers of this cluster do not see %s: they are not of this state folder, and there is no artifact store that they share with it", plan.Repo).
+			Hinted("%s; or name the repository by a URL.", hintArtifacts)
+	}
+	if _, err := home(cfg); err != nil {
+		return err
+	}
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	git := host.Fetched(cfg.Home, nil, store, slog.New(slog.DiscardHandler))
+	src, err := git.Resolve(ctx, plan.Repo, plan.Branch)
+	if err != nil {
+		return err
+	}
+	said := int64(0)
+	key, err := activities.UploadSource(ctx, git, store, run, src, func(sum int64) {
+		if sum-said >= carrySaid {
+			said = sum
+			fmt.Fprintf(p.env.Stderr, "%s: %s of %s carried to the artifact store\n", program, byteText(sum), flat(plan.Repo))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	plan.Upload, plan.Branch = key, src.Branch
+	return nil
+}
+
+// carrySaid is after how many bytes an upload says that it goes on.
+const carrySaid = 64 << 20
+
+// workers says who serves the cluster's task queue.
+type workers struct {
+	here      bool // one that works in the state folder of this command
+	elsewhere bool // another one
+}
+
+const (
+	workersFresh = 2 * time.Minute        // a poll takes a minute, and dead pollers are listed for some more
+	workersWait  = 5 * time.Second        // for the first worker of a cluster
+	workersLate  = 500 * time.Millisecond // by which one queue of a worker can be listed after the other
+	workersAgain = 100 * time.Millisecond
+)
+
+// workers looks who serves the task queue. A worker that is being started just
+// now is waited for a moment. Where there is none, the one of this state folder
+// is expected to come back, if there ever was one.
+func (p *plugged) workers(ctx context.Context, cfg *config.Config) (w workers, err error) {
+	known := false // the state folder of this command had a worker
+	own := ""
+	if _, err := os.Stat(filepath.Join(cfg.Home, "id")); err == nil {
+		known = true
+	}
+	c, err := p.dial(ctx, cfg, "", slog.New(slog.DiscardHandler), "")
+	if err != nil {
+		return w, err
+	}
+	defer c.Close()
+	queue := cfg.TaskQueue
+	if queue == "" {
+		queue = orchestrator.DefaultTaskQueue
+	}
+	tick := time.NewTicker(workersAgain)
+	defer tick.Stop()
+	for begun := time.Now(); ; {
+		all, err := serving(ctx, c, queue)
+		if err != nil {
+			return w, err
+		}
+		mine := map[string]bool{}
+		if !known {
+			_, err := os.Stat(filepath.Join(cfg.Home, "id"))
+			known = err == nil
+		}
+		if known {
+			if own == "" {
+				if own, err = host.Queue(cfg.Home, queue); err != nil {
+					return w, err
+				}
+			}
+			if mine, err = serving(ctx, c, own); err != nil {
+				return w, err
+			}
+		}
+		w.here = len(mine) > 0
+		w.elsewhere = false
+		for who := range all {
+			w.elsewhere = w.elsewhere || !mine[who]
+		}
+		switch waited := time.Since(begun); {
+		case w.here && len(all) > 0:
+			return w, nil
+		case len(all) > 0 && (!known || waited >= workersLate):
+			return w, nil
+		case waited >= workersWait:
+			w.here = known
+			return w, nil
+		}
+		select {
+		case <-ctx.Done():
+			return w, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// serving returns who asked a task queue for work lately.
+func serving(ctx context.Context, c client.Client, queue string) (map[string]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	d, err := c.DescribeTaskQueue(ctx, queue, enumspb.TASK_QUEUE_TYPE_ACTIVITY)
+	if err != nil {
+		return nil, fault.Wrap("look for workers", orchestrator.Fault(err))
+	}
+	who := map[string]bool{}
+	for _, poller := range d.GetPollers() {
+		if time.Since(poller.GetLastAccessTime().AsTime()) < workersFresh {
+			who[poller.GetIdentity()] = true
+		}
+	}
+	return who, nil
+}
