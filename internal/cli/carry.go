@@ -1,11 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
@@ -75,7 +74,7 @@ const carrySaid = 64 << 20
 // workers says who serves the cluster's task queue.
 type workers struct {
 	here      bool // one that works in the state folder of this command
-	elsewhere bool // another one
+	elsewhere bool // another one, or nobody knows who will
 }
 
 const (
@@ -85,59 +84,51 @@ const (
 	workersAgain = 100 * time.Millisecond
 )
 
-// workers looks who serves the task queue. A worker that is being started just
-// now is waited for a moment. Where there is none, the one of this state folder
-// is expected to come back, if there ever was one.
-func (p *plugged) workers(ctx context.Context, cfg *config.Config) (w workers, err error) {
-	known := false // the state folder of this command had a worker
-	own := ""
-	if _, err := os.Stat(filepath.Join(cfg.Home, "id")); err == nil {
-		known = true
-	}
+// workers looks who serves the task queue of the cluster.
+func (p *plugged) workers(ctx context.Context, cfg *config.Config) (workers, error) {
 	c, err := p.dial(ctx, cfg, "", slog.New(slog.DiscardHandler), "")
 	if err != nil {
-		return w, err
+		return workers{}, err
 	}
 	defer c.Close()
-	queue := cfg.TaskQueue
-	if queue == "" {
-		queue = orchestrator.DefaultTaskQueue
-	}
+	return findWorkers(ctx, cfg.Home, cmp.Or(cfg.TaskQueue, orchestrator.DefaultTaskQueue), func(ctx context.Context, queue string) (map[string]bool, error) {
+		return serving(ctx, c, queue)
+	})
+}
+
+// findWorkers tells the worker of a state folder from others by the queue that
+// only that one serves. A worker that is being started just now is waited for a
+// moment. Where there is none, the one of this state folder is expected to come
+// back, if it ever had one, and others may come first.
+func findWorkers(ctx context.Context, home, queue string, serving func(ctx context.Context, queue string) (map[string]bool, error)) (w workers, err error) {
 	tick := time.NewTicker(workersAgain)
 	defer tick.Stop()
 	for begun := time.Now(); ; {
-		all, err := serving(ctx, c, queue)
-		if err != nil {
-			return w, err
-		}
-		mine := map[string]bool{}
-		if !known {
-			_, err := os.Stat(filepath.Join(cfg.Home, "id"))
-			known = err == nil
-		}
+		known := host.Known(home)
+		var mine map[string]bool
 		if known {
-			if own == "" {
-				if own, err = host.Queue(cfg.Home, queue); err != nil {
-					return w, err
-				}
+			own, err := host.Queue(home, queue)
+			if err != nil {
+				return w, err
 			}
-			if mine, err = serving(ctx, c, own); err != nil {
+			if mine, err = serving(ctx, own); err != nil {
 				return w, err
 			}
 		}
-		w.here = len(mine) > 0
-		w.elsewhere = false
+		all, err := serving(ctx, queue)
+		if err != nil {
+			return w, err
+		}
+		w = workers{here: len(mine) > 0}
 		for who := range all {
 			w.elsewhere = w.elsewhere || !mine[who]
 		}
-		switch waited := time.Since(begun); {
-		case w.here && len(all) > 0:
-			return w, nil
-		case len(all) > 0 && (!known || waited >= workersLate):
+		waited := time.Since(begun)
+		switch {
+		case len(all) > 0 && (w.here || !known || waited >= workersLate):
 			return w, nil
 		case waited >= workersWait:
-			w.here = known
-			return w, nil
+			return workers{here: known, elsewhere: true}, nil
 		}
 		select {
 		case <-ctx.Done():

@@ -66,6 +66,12 @@ func Queue(home, queue string) (string, error) {
 	return orchestrator.HostQueue(queue, hostname+"-"+id), err
 }
 
+// Known reports whether a worker or an engine has worked in the state folder.
+func Known(home string) bool {
+	_, err := os.Stat(filepath.Join(home, "id"))
+	return err == nil
+}
+
 // ID returns the name of the installation whose state folder is home, and
 // gives it one at the first call.
 func ID(home string) (string, error) {
