@@ -61,7 +61,7 @@ var floors = map[string][]string{
 	"internal/artifact":                  {"internal/fault"},
 	// A server that speaks S3, for the tests of those who keep things in one.
 	"internal/artifact/s3test": {},
-	"internal/metrics":                   {"internal/fault", "internal/fork"},
+	"internal/metrics":         {"internal/fault", "internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:
 	// lock, endpoint file, control socket.
 	"internal/endpoint": {"internal/fault"},

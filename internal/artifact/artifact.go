@@ -34,6 +34,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gocloud.dev/blob"
@@ -400,10 +401,8 @@ func (s *Store) Delete(ctx context.Context, prefix string) error {
 		}
 		keys = append(keys, o.Key)
 	}
-	for _, key := range keys {
-		if err := s.remove(ctx, key); err != nil {
-			return fault.Wrap(op, err)
-		}
+	if err := s.remove(ctx, keys...); err != nil {
+		return fault.Wrap(op, err)
 	}
 	if s.dir != "" {
 		prune(filepath.Join(s.dir, filepath.FromSlash(prefix)))
@@ -412,12 +411,29 @@ func (s *Store) Delete(ctx context.Context, prefix string) error {
 	return nil
 }
 
-func (s *Store) remove(ctx context.Context, key string) error {
-	err := s.bucket.Delete(ctx, key)
-	if missing(err) {
-		return nil
+// atOnce is how many objects are removed at once: a server takes its time for
+// each.
+const atOnce = 8
+
+// remove removes objects, and ends at the first that it cannot remove.
+func (s *Store) remove(ctx context.Context, keys ...string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for i := range min(atOnce, len(keys)) {
+		wg.Go(func() {
+			for ; i < len(keys) && ctx.Err() == nil; i += atOnce {
+				if err := s.bucket.Delete(ctx, keys[i]); err != nil && !missing(err) {
+					cancel(classed(err))
+				}
+			}
+		})
 	}
-	return classed(err)
+	wg.Wait()
+	if why := context.Cause(ctx); why != nil {
+		return classed(why)
+	}
+	return nil
 }
 
 // keyPart is what may stand between the slashes of a key.

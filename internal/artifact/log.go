@@ -332,10 +332,8 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 			gone = append(gone, o.Key)
 		}
 	}
-	for _, k := range gone {
-		if err := s.remove(ctx, k); err != nil {
-			return fault.Wrap(op, err)
-		}
+	if err := s.remove(ctx, gone...); err != nil {
+		return fault.Wrap(op, err)
 	}
 	if s.dir != "" {
 		prune(filepath.Join(s.dir, filepath.FromSlash(key+chunks)))
