@@ -25,7 +25,7 @@ const Bucket = "artifacts"
 // The keys that a server takes.
 const (
 	KeyID  = "AKIASTANDINSTANDIN00"
-	Secret = "stand-in/secret+of/the+stand-in/0123456789"
+	Secret = "standin/secret/of/the/standin/0123456789"
 )
 
 // A Server answers over TCP until Close.
