@@ -7,11 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-
-	"gocloud.dev/gcerrors"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
@@ -99,7 +98,7 @@ func (s *Store) repeats(ctx context.Context, key string, size, offset int64, p [
 func (s *Store) put(ctx context.Context, log string, c chunk, p []byte) error {
 	r, err := s.bucket.NewReader(ctx, c.key(log), nil)
 	switch {
-	case gcerrors.Code(err) == gcerrors.NotFound:
+	case missing(err):
 		return s.write(ctx, c.key(log), bytes.NewReader(p), false)
 	case err != nil:
 		return classed(err)
@@ -233,7 +232,7 @@ func (r *logReader) Read(p []byte) (int, error) {
 			}
 		}
 		if n > 0 || err != nil || len(p) == 0 {
-			return n, err
+			return n, classed(err)
 		}
 	}
 }
@@ -255,7 +254,7 @@ func (r *logReader) open() error {
 			r.part = part
 			return nil
 		}
-		if gcerrors.Code(err) != gcerrors.NotFound {
+		if !missing(err) {
 			return classed(err)
 		}
 		r.row = nil // sealed meanwhile
@@ -333,12 +332,12 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 			gone = append(gone, o.Key)
 		}
 	}
-	for _, k := range gone {
-		if err := s.remove(ctx, k); err != nil {
-			return fault.Wrap(op, err)
-		}
+	if err := s.remove(ctx, gone...); err != nil {
+		return fault.Wrap(op, err)
 	}
-	s.prune(key + chunks)
+	if s.dir != "" {
+		prune(filepath.Join(s.dir, filepath.FromSlash(key+chunks)))
+	}
 	return nil
 }
 

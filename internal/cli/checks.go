@@ -135,10 +135,10 @@ func (c *checkup) ledger(ctx context.Context, cfg *config.Config, open func(cont
 }
 
 // artifacts tries the store: who can open it may still not write to it.
-func (c *checkup) artifacts(ctx context.Context, cfg *config.Config) {
+func (c *checkup) artifacts(ctx context.Context, cfg *config.Config, secrets func() config.Secrets) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts)
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, secrets))
 	if err == nil {
 		err = errors.Join(store.Try(ctx), store.Close())
 	}

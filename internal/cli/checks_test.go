@@ -52,13 +52,13 @@ func TestDoctorSaysWhichSettingToChange(t *testing.T) {
 	c.logFile(cfg)
 	wantFinding(t, c, Good, cfg.LogFile, "")
 
-	c.artifacts(ctx, cfg)
+	c.artifacts(ctx, cfg, func() config.Secrets { return config.Secrets{} })
 	wantFinding(t, c, Good, "the state folder", "")
 	cfg.Artifacts = cfg.LogFile + "/artifacts"
 	if err := os.WriteFile(cfg.LogFile, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.artifacts(ctx, cfg)
+	c.artifacts(ctx, cfg, func() config.Secrets { return config.Secrets{} })
 	wantFinding(t, c, Bad, "not a directory", "SANDBOX_TEMPORAL_ARTIFACTS")
 
 	c.credentials(ctx, cfg, func(string) string { return "" })

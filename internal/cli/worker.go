@@ -13,11 +13,13 @@ import (
 	"go.temporal.io/sdk/client"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
@@ -81,6 +83,9 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 		return err
 	}
 	secrets.hold(vault)
+	if err := p.tryArtifacts(ctx, cfg, vault, log); err != nil {
+		return err
+	}
 	reg := prometheus.NewRegistry()
 	traces := p.startTraces(ctx, log, "worker")
 	defer traces.Stop(traceFlush)
@@ -102,6 +107,23 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	case err := <-h.Failed():
 		return err
 	}
+}
+
+// tryArtifacts tries the artifact store: a worker whose forks could not keep
+// what they did takes no work. One that is only away for a moment is waited
+// for by who needs it.
+func (p *plugged) tryArtifacts(ctx context.Context, cfg *config.Config, v *vault, log *slog.Logger) error {
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, v.secrets))
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	err = store.Try(ctx)
+	if fault.KindOf(err) == fault.Unavailable {
+		log.Warn("The artifact store cannot be used yet", logs.Error, err)
+		return nil
+	}
+	return err
 }
 
 // counted has Temporal's SDK count what it does. That it cannot is no reason
@@ -139,7 +161,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), Artifacts: cfg.Artifacts, DayBudget: cfg.BudgetPerDay,
+		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), Artifacts: cfg.Artifacts, ArtifactOptions: []artifact.Option{storeKeys(cfg, v.secrets)}, DayBudget: cfg.BudgetPerDay,
 		GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey,
 		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Tracer: t.Tracer(), Logger: log,
 	})

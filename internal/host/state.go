@@ -31,8 +31,8 @@ import (
 
 // Artifacts opens the artifact store at place, a folder or a URL as
 // [artifact.Open] takes it; empty: the one in the state folder.
-func Artifacts(ctx context.Context, home, place string) (*artifact.Store, error) {
-	return artifact.Open(ctx, cmp.Or(place, filepath.Join(home, "artifacts")))
+func Artifacts(ctx context.Context, home, place string, options ...artifact.Option) (*artifact.Store, error) {
+	return artifact.Open(ctx, cmp.Or(place, filepath.Join(home, "artifacts")), options...)
 }
 
 // LedgerDir is the gateway's folder in the state folder.
