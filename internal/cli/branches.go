@@ -76,11 +76,11 @@ func (b *branches) Bring(ctx context.Context, run string, plan fork.Plan, r fork
 // open opens the shared store and what was fetched from there before. Of that,
 // what nobody has looked at for long goes: it can be had again.
 func (b *branches) open(ctx context.Context) error {
+	secrets := b.p.secrets(b.cfg)
 	var err error
-	if b.store, err = host.Artifacts(ctx, b.cfg.Home, b.cfg.Artifacts); err != nil {
+	if b.store, err = host.Artifacts(ctx, b.cfg.Home, b.cfg.Artifacts, storeKeys(b.cfg, secrets)); err != nil {
 		return err
 	}
-	secrets := b.p.secrets(b.cfg)
 	b.far = host.Fetched(b.cfg.Home, func(context.Context) (repo.Credential, error) {
 		s := secrets()
 		return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil

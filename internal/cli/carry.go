@@ -44,7 +44,7 @@ func (p *plugged) carry(ctx context.Context, cfg *config.Config, run string, pla
 	if _, err := home(cfg); err != nil {
 		return err
 	}
-	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts)
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, p.secrets(cfg)))
 	if err != nil {
 		return err
 	}

@@ -161,7 +161,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), Artifacts: cfg.Artifacts, ArtifactOptions: []artifact.Option{storeKeys(cfg, v.secrets)}, DayBudget: cfg.BudgetPerDay,
+		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), Artifacts: cfg.Artifacts, ArtifactOptions: []artifact.Option{storeKeys(cfg, v.secrets)}, Shared: cfg.Artifacts != "" && !cfg.Embedded(), DayBudget: cfg.BudgetPerDay,
 		GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey,
 		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Tracer: t.Tracer(), Logger: log,
 	})

@@ -54,6 +54,7 @@ type Options struct {
 	Deployment      string // label of our sandboxes; empty: this state folder's own
 	Artifacts       string // the artifact store, a folder or a URL; empty: a folder of the state folder
 	ArtifactOptions []artifact.Option
+	Shared          bool     // commands on hosts without a worker see the artifact store, too
 	LedgerURL       string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
 	DayBudget       fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
 	Version         string   // of the program, for the metrics
@@ -146,7 +147,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 		return nil, err
 	}
 	acts := activities.New(activities.Options{
-		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, h.store, o.Logger), Artifacts: h.store, Shared: o.Artifacts != "",
+		Providers: o.Providers, Gateway: h.gateway, Repo: Repo(o.Home, o.GitCredentials, h.store, o.Logger), Artifacts: h.store, Shared: o.Shared,
 		Doors: h.doors, GatewayURL: o.GatewayURL, Program: o.Program,
 		State: func(ctx context.Context, run string, num int) (orchestrator.RunState, error) {
 			return orchestrator.StateOf(ctx, o.Temporal, run, num)
