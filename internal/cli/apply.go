@@ -28,6 +28,9 @@ func newApply(env *Env, run func(context.Context, *Env, applyOptions) error) *co
 		Short:   "Bring a fork's changes into a work tree",
 		Long: `Apply brings what a fork changed into a work tree, uncommitted, for you to look
 at, test and commit. When the changes do not fit, the work tree stays as it is.
+
+Of a run that was given a path which its workers do not see, the branch comes
+into the repository, too; see: diff --help for where the work is taken from.
 ` + targetHelp + exits(common...),
 		Example:           "  sandbox-temporal apply @last/2\n  sandbox-temporal apply 3f9c/1 --dir ~/src/project",
 		Args:              args("RUN/N"),

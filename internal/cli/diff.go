@@ -31,6 +31,11 @@ func newDiff(env *Env, run func(context.Context, *Env, diffOptions) error) *cobr
 		Long: `Diff shows what a fork changed since the commit it started from, as a patch that
 "git apply" takes. On a terminal, characters that could do harm there are left
 out; into a file or a pipe the patch goes as it is.
+
+What a worker on another host collected is taken from the artifact store that
+SANDBOX_TEMPORAL_ARTIFACTS names here and there. The commit that it builds on is
+taken from the clone that the command is run in, from that store, or from where
+the run had it.
 ` + targetHelp + exits(common...),
 		Example:           "  sandbox-temporal diff @last/2 --stat\n  sandbox-temporal diff @last/2 > fork2.patch",
 		Args:              args("RUN/N"),

@@ -50,7 +50,9 @@ works in a sandbox of its own on a copy of the repository; what it commits or
 leaves changed becomes the branch sandbox/RUN/N.
 
 REPO is a git URL or a path. Of a path, the commits count: what is not committed
-is no part of the run.
+is no part of the run. Workers on other hosts get the branch through the store
+that SANDBOX_TEMPORAL_ARTIFACTS names here and there; what forks made of it
+comes back at the end of a run that is waited for, or with apply.
 
 The id of the run goes to standard error; the report, or with --no-wait the id,
 to standard output. While it waits, fork shows what the agents do. Ctrl-C (or q)
@@ -59,7 +61,9 @@ detaches: the run goes on, and "status --watch" comes back to it.` + exits(ofRun
   sandbox-temporal fork https://github.com/user/repo --branch main \
       --prompt @task.md --forks 5 --model opus --max-concurrent 3 --budget 10
   sandbox-temporal fork . --agent command --agent-command 'my-agent {prompt}' \
-      --prompt "port the parser" --no-wait`,
+      --prompt "port the parser" --no-wait
+  SANDBOX_TEMPORAL_ARTIFACTS=s3://agents sandbox-temporal fork . \
+      --address temporal.example.com:7233 --prompt @task.md`,
 		Args: args("REPO: a git URL or a path"),
 		RunE: func(cmd *cobra.Command, words []string) error {
 			opts, err := f.options(cmd, env, words[0])
