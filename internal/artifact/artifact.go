@@ -120,6 +120,12 @@ type Keys struct{ ID, Secret, Session string }
 // environment, the files of the AWS CLI, the host's own role.
 func WithKeys(keys func() Keys) Option { return func(o *settings) { o.keys = keys } }
 
+// WithPause says how long to wait before a request to a server is tried again;
+// a test has no time for the usual pauses.
+func WithPause(pause func(attempt int) time.Duration) Option {
+	return func(o *settings) { o.pause = pause }
+}
+
 // Close closes the store. Readers that are open may fail then.
 func (s *Store) Close() error {
 	return fault.Wrap("artifact: close", s.bucket.Close())

@@ -31,7 +31,7 @@ func server(t *testing.T) *s3test.Server {
 func rightKeys() Keys { return Keys{ID: s3test.KeyID, Secret: s3test.Secret} }
 
 // hasty tries again at once.
-func hasty(o *settings) { o.pause = func(int) time.Duration { return 0 } }
+var hasty = WithPause(func(int) time.Duration { return 0 })
 
 // onServer opens the store in a folder of the server's bucket.
 func onServer(t *testing.T, srv *s3test.Server, folder string, options ...Option) *Store {

@@ -35,7 +35,9 @@ func (p *plugged) newWorker(env *Env) *cobra.Command {
 names: it makes sandboxes on this host, runs agents in them and meters their
 calls. Any number of workers can serve one queue. Each keeps a ledger of its own
 unless SANDBOX_TEMPORAL_LEDGER_URL names a PostgreSQL database for all of them:
-with one, the budget of a run holds whatever workers its forks are on.
+with one, the budget of a run holds whatever workers its forks are on. So it is
+with what agents printed, unless SANDBOX_TEMPORAL_ARTIFACTS names a bucket or a
+folder that all of them, and the commands of people, share.
 
 Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
 		Example:     `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
