@@ -398,6 +398,28 @@ func TestABranchIsNotDeliveredIntoAnotherRepository(t *testing.T) {
 	}
 }
 
+func TestAMirrorOfUploadsWithHolesIsFilledFromTheStore(t *testing.T) {
+	home(t)
+	mine, h, source := newStore(t), &shelf{}, repository(t)
+	first := h.carry(t, mine, resolve(t, mine, source, ""))
+	write(t, filepath.Join(source, "next"), "x\n")
+	commit(t, source, "next")
+	second := h.carry(t, mine, resolve(t, mine, source, ""))
+	s := h.host(t)
+	holes := glob(t, imported(t, s, source, first, "").Mirror, "objects", "pack", "*.pack")
+	b := imported(t, s, source, second, "")
+	for _, p := range append(holes, glob(t, b.Mirror, "objects", "pack", "*.pack")...) {
+		if err := os.Remove(p); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	sandbox(t, s, b)
+	sandbox(t, s, imported(t, s, source, first, ""))
+	if h.reads != 3 { // the second holds the first, too
+		t.Errorf("%d uploads read", h.reads)
+	}
+}
+
 func TestAnUploadThatIsCutShortDoesNoHarm(t *testing.T) {
 	home(t)
 	mine, h, source := newStore(t), &shelf{}, repository(t)
