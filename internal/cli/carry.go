@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	enumspb "go.temporal.io/api/enums/v1"
@@ -50,17 +53,13 @@ func (p *plugged) carry(ctx context.Context, cfg *config.Config, run string, pla
 	}
 	defer store.Close()
 	git := host.Fetched(cfg.Home, nil, store, slog.New(slog.DiscardHandler))
+	var sum atomic.Int64
+	defer tellCarry(p.env.Stderr, plan.Repo, &sum)()
 	src, err := git.Resolve(ctx, plan.Repo, plan.Branch)
 	if err != nil {
 		return err
 	}
-	said := int64(0)
-	key, err := activities.UploadSource(ctx, git, store, run, src, func(sum int64) {
-		if sum-said >= carrySaid {
-			said = sum
-			fmt.Fprintf(p.env.Stderr, "%s: %s of %s carried to the artifact store\n", program, byteText(sum), flat(plan.Repo))
-		}
-	})
+	key, err := activities.UploadSource(ctx, git, store, run, src, sum.Store)
 	if err != nil {
 		return err
 	}
@@ -68,8 +67,32 @@ func (p *plugged) carry(ctx context.Context, cfg *config.Config, run string, pla
 	return nil
 }
 
-// carrySaid is after how many bytes an upload says that it goes on.
-const carrySaid = 64 << 20
+// carryTold is how often an upload says how far it is. Most are done before.
+const carryTold = 3 * time.Second
+
+// tellCarry says how far the upload of a repository is, until the returned
+// function is called. Meanwhile nobody else writes to w.
+func tellCarry(w io.Writer, source string, sum *atomic.Int64) (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(carryTold)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			if n := sum.Load(); n > 0 {
+				fmt.Fprintf(w, "%s of %s are in the artifact store\n", byteText(n), flat(source))
+			} else {
+				fmt.Fprintf(w, "%s is packed for the artifact store\n", flat(source))
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
 
 // workers says who serves the cluster's task queue.
 type workers struct {

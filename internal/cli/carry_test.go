@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,6 +73,24 @@ func TestWhoseTheWorkersAreIsToldByTheirQueues(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestALongUploadSaysHowFarItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		var sum atomic.Int64
+		stop := tellCarry(&out, "/home/ada/project", &sum)
+		time.Sleep(carryTold + time.Millisecond)
+		sum.Store(5 << 20)
+		time.Sleep(carryTold)
+		stop()
+		time.Sleep(time.Hour)
+		if want := "/home/ada/project is packed for the artifact store\n5.0 MiB of /home/ada/project are in the artifact store\n"; out.String() != want {
+			t.Errorf("%q, want %q", &out, want)
+		}
+		stop = tellCarry(&out, "x", &sum)
+		stop() // most are done before anything is said
+	})
 }
 
 // onCluster is a session whose Temporal is a cluster, of a run that was given
