@@ -25,17 +25,19 @@ func (p *plugged) work(_ context.Context, g Globals) (Work, error) {
 		return nil, err
 	}
 	log := slog.New(slog.DiscardHandler)
-	return &branches{p: p, cfg: cfg, Store: host.Repo(cfg.Home, nil, nil, log)}, nil
+	near := host.Repo(cfg.Home, nil, nil, log)
+	return &branches{Store: near, near: near, p: p, cfg: cfg}, nil
 }
 
 // branches are those of the runs that the state folder's own worker carried
 // out, and those of others that were brought here.
 type branches struct {
-	*repo.Store // that holds the branch
+	*repo.Store // that holds the branch: near or far
+	near        *repo.Store
+	far         *repo.Store     // nil: not opened yet
+	store       *artifact.Store // likewise
 	p           *plugged
 	cfg         *config.Config
-	store       *artifact.Store // nil: not opened yet
-	far         *repo.Store
 }
 
 var _ Work = (*branches)(nil)
@@ -44,6 +46,7 @@ var _ Work = (*branches)(nil)
 // about it. Work of another host comes out of the shared artifact store, and is
 // checked as the worker checked it.
 func (b *branches) Bring(ctx context.Context, run string, plan fork.Plan, r fork.Result, dir string) error {
+	b.Store = b.near
 	if has, err := b.Has(ctx, run, r.ForkNum, r.Commit); has || err != nil || b.cfg.Embedded() {
 		return err
 	}
@@ -74,7 +77,7 @@ func (b *branches) Bring(ctx context.Context, run string, plan fork.Plan, r fork
 }
 
 // open opens the shared store and what was fetched from there before. Of that,
-// what nobody has looked at for long goes: it can be had again.
+// what came long ago goes: as long as it is of use, it can be had again.
 func (b *branches) open(ctx context.Context) error {
 	secrets := b.p.secrets(b.cfg)
 	var err error
@@ -146,6 +149,13 @@ func (b *branches) base(ctx context.Context, run string, plan fork.Plan, commit,
 		}
 	}
 	if key != "" {
+		_, holds, err := repo.ParseUpload(key)
+		if err == nil && holds != commit {
+			err = fault.New("", fault.Invalid, "the artifact store has another commit for run %s than its forks began at", run)
+		}
+		if err != nil {
+			return repo.Base{}, err
+		}
 		src, err := b.far.Import(ctx, plan.Repo, key, "")
 		if fault.KindOf(err) != fault.NotFound {
 			return src, err

@@ -371,6 +371,8 @@ func TestWorkThatCannotBeBroughtSaysWhy(t *testing.T) {
 	a.plan.Upload = ""
 	put(artifact.RunKey(testRun, 0, fork.SourceName), "../../etc/passwd")
 	bring(fault.Invalid, "is not the key", "")
+	put(artifact.RunKey(testRun, 0, fork.SourceName), repo.Uploads+"/"+a.fork.BaseCommit+"/"+a.fork.Commit+".bundle")
+	bring(fault.Invalid, "another commit", "")
 
 	if err := a.store.Delete(t.Context(), "runs/"+testRun); err != nil {
 		t.Fatal(err)
