@@ -120,8 +120,8 @@ type Keys struct{ ID, Secret, Session string }
 // environment, the files of the AWS CLI, the host's own role.
 func WithKeys(keys func() Keys) Option { return func(o *settings) { o.keys = keys } }
 
-// WithPause says how long to wait before a request to a server is tried again;
-// a test has no time for the usual pauses.
+// WithPause says how long to wait before a request to a server is tried again:
+// nobody waits at a terminal for the usual pauses, which grow to many seconds.
 func WithPause(pause func(attempt int) time.Duration) Option {
 	return func(o *settings) { o.pause = pause }
 }
@@ -211,7 +211,7 @@ type reader struct{ io.ReadCloser }
 
 func (r reader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fault.Wrap("artifact: read", classed(err))
 	}
 	return n, err
