@@ -100,9 +100,14 @@ func openS3(ctx context.Context, u *url.URL, o settings) (*Store, error) {
 		return nil, fault.New("", fault.Invalid, "%w", err).Hinted(hintURL)
 	}
 	if folder != "" {
-		bucket = blob.PrefixedBucket(bucket, folder+"/")
+		folder += "/"
+		bucket = blob.PrefixedBucket(bucket, folder)
 	}
-	return &Store{bucket: bucket}, nil
+	return &Store{bucket: bucket, drop: func(ctx context.Context, key string) error {
+		// The bucket's own Delete asks first whether there is something.
+		_, err := client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &u.Host, Key: aws.String(folder + key)})
+		return err
+	}}, nil
 }
 
 // awsConfig gathers what the SDK is to know. It asks no server.
