@@ -315,6 +315,7 @@ func (r *logReader) Close() error {
 	for _, f := range r.ahead {
 		<-f.done
 	}
+	r.end = r.pos // nothing more is to be had
 	return r.closePart()
 }
 
