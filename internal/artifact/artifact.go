@@ -47,6 +47,8 @@ import (
 type Store struct {
 	bucket *blob.Bucket
 	dir    string // of a folder; empty: the store is on a server
+
+	drop func(ctx context.Context, key string) error // removes an object; one that is not there may be an error
 }
 
 // An Object is one thing in the store.
@@ -120,8 +122,8 @@ type Keys struct{ ID, Secret, Session string }
 // environment, the files of the AWS CLI, the host's own role.
 func WithKeys(keys func() Keys) Option { return func(o *settings) { o.keys = keys } }
 
-// WithPause says how long to wait before a request to a server is tried again;
-// a test has no time for the usual pauses.
+// WithPause says how long to wait before a request to a server is tried again:
+// nobody waits at a terminal for the usual pauses, which grow to many seconds.
 func WithPause(pause func(attempt int) time.Duration) Option {
 	return func(o *settings) { o.pause = pause }
 }
@@ -211,7 +213,7 @@ type reader struct{ io.ReadCloser }
 
 func (r reader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fault.Wrap("artifact: read", classed(err))
 	}
 	return n, err
@@ -417,9 +419,9 @@ func (s *Store) Delete(ctx context.Context, prefix string) error {
 	return nil
 }
 
-// atOnce is how many objects are removed at once: a server takes its time for
-// each.
-const atOnce = 8
+// atOnce is how many objects are read ahead, or removed, at once: a server
+// takes its time for each.
+const atOnce = 16
 
 // remove removes objects, and ends at the first that it cannot remove.
 func (s *Store) remove(ctx context.Context, keys ...string) error {
@@ -429,7 +431,7 @@ func (s *Store) remove(ctx context.Context, keys ...string) error {
 	for i := range min(atOnce, len(keys)) {
 		wg.Go(func() {
 			for ; i < len(keys) && ctx.Err() == nil; i += atOnce {
-				if err := s.bucket.Delete(ctx, keys[i]); err != nil && !missing(err) {
+				if err := s.drop(ctx, keys[i]); err != nil && !missing(err) {
 					cancel(classed(err))
 				}
 			}

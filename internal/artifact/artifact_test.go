@@ -3,6 +3,7 @@ package artifact
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"io/fs"
@@ -18,21 +19,51 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
 
+// liveStore names a bucket of a real server, with its endpoint or region and
+// without a folder, to run the same tests against: its keys are those of the
+// environment.
+const liveStore = "SANDBOX_TEMPORAL_TEST_S3"
+
 // each runs a test against every kind of store.
 func each(t *testing.T, test func(t *testing.T, s *Store)) {
-	for _, kind := range []struct {
+	type kind struct {
 		name string
 		open func(*testing.T) *Store
-	}{
+	}
+	kinds := []kind{
 		{"folder", openDir},
 		{"s3", func(t *testing.T) *Store { return onServer(t, server(t), "") }},
 		{"s3 folder", func(t *testing.T) *Store { return onServer(t, server(t), "team-a/x") }},
-	} {
+	}
+	if where := os.Getenv(liveStore); where != "" {
+		kinds = append(kinds, kind{"live", func(t *testing.T) *Store { return openLive(t, where) }})
+	}
+	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
 			test(t, kind.open(t))
 		})
 	}
+}
+
+// openLive opens a folder of the bucket that goes with the test.
+func openLive(t *testing.T, where string) *Store {
+	t.Helper()
+	folder := "test-" + rand.Text()
+	whole, err := Open(t.Context(), where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), where+"&prefix="+folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(whole.Delete(context.Background(), folder), s.Close(), whole.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
 func openDir(t *testing.T) *Store {

@@ -19,7 +19,7 @@ func classed(err error) error {
 	case errors.Is(err, context.Canceled):
 		return &fault.Error{Kind: fault.Cancelled, Err: err}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &fault.Error{Kind: fault.Unavailable, Err: err}
+		return &fault.Error{Kind: fault.Unavailable, Err: err, Hint: hintServer}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return &fault.Error{Kind: fault.Full, Err: err, Hint: "Free some space on the disk that holds the artifact store, then try again."}
 	case errors.Is(err, syscall.ENOTDIR):

@@ -33,7 +33,7 @@ func openFolder(dir string) (*Store, error) {
 		return nil, classed(err)
 	}
 	sweep(dir)
-	return &Store{bucket: bucket, dir: dir}, nil
+	return &Store{bucket: bucket, dir: dir, drop: bucket.Delete}, nil
 }
 
 // syncDir puts a rename on the disk.

@@ -149,7 +149,7 @@ func (s *Store) ReadLog(ctx context.Context, key string, from int64) (r io.ReadC
 			return nil, 0, fault.New(op, fault.NotFound, "there is no log %s", key)
 		}
 	}
-	return &logReader{ctx: ctx, s: s, key: key, row: row, pos: from, end: max(size, from)}, size, nil
+	return s.newLogReader(ctx, key, row, from, max(size, from)), size, nil
 }
 
 // row returns the chunks that hold a log from byte from to its end, and where
@@ -206,11 +206,54 @@ func (s *Store) list(ctx context.Context, log string, n int64) ([]chunk, error) 
 // is one.
 type logReader struct {
 	ctx      context.Context
+	cancel   context.CancelFunc
 	s        *Store
 	key      string
 	row      []chunk
+	ahead    []*fetched // the first chunks of row, from a server
 	pos, end int64
 	part     io.ReadCloser
+}
+
+func (s *Store) newLogReader(ctx context.Context, key string, row []chunk, pos, end int64) *logReader {
+	r := &logReader{s: s, key: key, row: row, pos: pos, end: end}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	return r
+}
+
+// fetched is a chunk that is there, or on its way, before it is its turn: a log
+// has thousands, and a server takes its time for each.
+type fetched struct {
+	done chan struct{}
+	text []byte
+	err  error
+}
+
+// fetch begins to get the next chunks, as many as are got at once.
+func (r *logReader) fetch() {
+	for _, c := range r.row[len(r.ahead):min(atOnce, len(r.row))] {
+		f := &fetched{done: make(chan struct{})}
+		r.ahead = append(r.ahead, f)
+		go func() {
+			defer close(f.done)
+			f.text, f.err = r.s.bucket.ReadAll(r.ctx, c.key(r.key))
+		}()
+	}
+}
+
+// chunk opens the first chunk of the row at the next byte.
+func (r *logReader) chunk() (io.ReadCloser, error) {
+	c := r.row[0]
+	if r.s.dir != "" {
+		return r.s.bucket.NewRangeReader(r.ctx, c.key(r.key), r.pos-c.offset, -1, nil)
+	}
+	r.fetch()
+	f := r.ahead[0]
+	<-f.done
+	if f.err != nil {
+		return nil, f.err
+	}
+	return io.NopCloser(bytes.NewReader(f.text[min(r.pos-c.offset, int64(len(f.text))):])), nil
 }
 
 func (r *logReader) Read(p []byte) (int, error) {
@@ -226,7 +269,7 @@ func (r *logReader) Read(p []byte) (int, error) {
 		n, err := r.part.Read(p[:min(int64(len(p)), r.end-r.pos)])
 		r.pos += int64(n)
 		if errors.Is(err, io.EOF) {
-			err = r.Close()
+			err = r.closePart()
 			if err == nil && n == 0 && len(p) > 0 && r.stuck() {
 				err = io.ErrUnexpectedEOF
 			}
@@ -245,11 +288,10 @@ func (r *logReader) stuck() bool {
 // open opens whatever holds the next byte.
 func (r *logReader) open() error {
 	for len(r.row) > 0 && r.row[0].end() <= r.pos {
-		r.row = r.row[1:]
+		r.row, r.ahead = r.row[1:], r.ahead[min(1, len(r.ahead)):]
 	}
 	if len(r.row) > 0 {
-		c := r.row[0]
-		part, err := r.s.bucket.NewRangeReader(r.ctx, c.key(r.key), r.pos-c.offset, -1, nil)
+		part, err := r.chunk()
 		if err == nil {
 			r.part = part
 			return nil
@@ -269,6 +311,15 @@ func (r *logReader) open() error {
 
 // Close closes the reader.
 func (r *logReader) Close() error {
+	r.cancel()
+	for _, f := range r.ahead {
+		<-f.done
+	}
+	r.end = r.pos // nothing more is to be had
+	return r.closePart()
+}
+
+func (r *logReader) closePart() error {
 	if r.part == nil {
 		return nil
 	}
@@ -314,7 +365,7 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 				return fault.New(op, fault.Conflict, "log %s lacks the bytes from %d to %d", key, size, c.offset)
 			}
 		}
-		r := &logReader{ctx: ctx, s: s, key: key, row: row, end: size}
+		r := s.newLogReader(ctx, key, row, 0, size)
 		err := s.write(ctx, key, r, true)
 		_ = r.Close()
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"gocloud.dev/blob"
@@ -99,9 +100,14 @@ func openS3(ctx context.Context, u *url.URL, o settings) (*Store, error) {
 		return nil, fault.New("", fault.Invalid, "%w", err).Hinted(hintURL)
 	}
 	if folder != "" {
-		bucket = blob.PrefixedBucket(bucket, folder+"/")
+		folder += "/"
+		bucket = blob.PrefixedBucket(bucket, folder)
 	}
-	return &Store{bucket: bucket}, nil
+	return &Store{bucket: bucket, drop: func(ctx context.Context, key string) error {
+		// The bucket's own Delete asks first whether there is something.
+		_, err := client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &u.Host, Key: aws.String(folder + key)})
+		return err
+	}}, nil
 }
 
 // awsConfig gathers what the SDK is to know. It asks no server.
@@ -112,6 +118,7 @@ func awsConfig(ctx context.Context, q url.Values, o settings) (aws.Config, error
 	})
 	load := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
+		config.WithLogger(logging.Nop{}), // it would write past our log; what matters is in the errors
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(so *retry.StandardOptions) {
 				so.MaxAttempts = s3Attempts

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,75 +126,73 @@ func TestInstallationsShareABucketByFolders(t *testing.T) {
 }
 
 func TestListsAndDeletesGoBeyondOnePage(t *testing.T) {
-	srv := server(t)
-	s := onServer(t, srv, "team-a")
-	const n = 1205 // a server gives 1000 at a time
-	var want []string
-	for i := range n {
-		want = append(want, fmt.Sprintf("runs/r/%04d", i))
-	}
-	var wg sync.WaitGroup
-	for w := range 8 {
-		wg.Go(func() {
-			for i := w; i < n; i += 8 {
-				if err := s.Put(t.Context(), want[i], strings.NewReader("x")); err != nil {
-					t.Error(err)
+	each(t, func(t *testing.T, s *Store) {
+		const n = 1005 // a server gives 1000 at a time
+		var want []string
+		for i := range n {
+			want = append(want, fmt.Sprintf("runs/r/%04d", i))
+		}
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := w; i < n; i += 8 {
+					if err := s.write(t.Context(), want[i], strings.NewReader("x"), false); err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
-	wg.Wait()
-	if diff := cmp.Diff(want, keys(t, s, "runs")); diff != "" {
-		t.Error(diff)
-	}
-	if err := s.Delete(t.Context(), "runs/r"); err != nil {
-		t.Fatal(err)
-	}
-	if left := keys(t, s, ""); len(left) > 0 {
-		t.Errorf("%d are left", len(left))
-	}
+			})
+		}
+		wg.Wait()
+		if diff := cmp.Diff(want, keys(t, s, "runs")); diff != "" {
+			t.Error(diff)
+		}
+		if err := s.Delete(t.Context(), "runs/r"); err != nil {
+			t.Fatal(err)
+		}
+		if left := keys(t, s, ""); len(left) > 0 {
+			t.Errorf("%d are left", len(left))
+		}
+	})
 }
 
 // A segment of a log can have more chunks than a page: an agent that prints
 // one letter at a time.
 func TestALogOfManyTinyChunksIsWhole(t *testing.T) {
-	s := onServer(t, server(t), "")
-	const n = 1100
-	var wg sync.WaitGroup
-	for w := range 8 {
-		wg.Go(func() {
-			for i := w; i < n; i += 8 {
-				if err := s.Append(t.Context(), key, int64(i), []byte("x")); err != nil {
-					t.Error(err)
+	each(t, func(t *testing.T, s *Store) {
+		const n = 1100
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := w; i < n; i += 8 {
+					if err := s.write(t.Context(), chunk{int64(i), 1}.key(key), strings.NewReader("x"), false); err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
-	wg.Wait()
-	if got, size := read(t, s, 0); len(got) != n || size != n {
-		t.Errorf("%d bytes of %d, want %d", len(got), size, n)
-	}
-	if err := s.Seal(t.Context(), key); err != nil {
-		t.Fatal(err)
-	}
-	if got := get(t, s, key); got != strings.Repeat("x", n) {
-		t.Errorf("sealed %d bytes", len(got))
-	}
+			})
+		}
+		wg.Wait()
+		if got, size := read(t, s, 0); len(got) != n || size != n {
+			t.Errorf("%d bytes of %d, want %d", len(got), size, n)
+		}
+		if err := s.Seal(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, s, key); got != strings.Repeat("x", n) {
+			t.Errorf("sealed %d bytes", len(got))
+		}
+	})
 }
 
 func TestLargeObjectsComeBackAsTheyWere(t *testing.T) {
-	srv := server(t)
-	s := onServer(t, srv, "")
-	text := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB: several parts
-	if err := s.Put(t.Context(), "k", bytes.NewReader(text)); err != nil {
-		t.Fatal(err)
-	}
-	if srv.Asked(http.MethodPut) < 2 {
-		t.Errorf("it came in %d parts", srv.Asked(http.MethodPut))
-	}
-	if got := get(t, s, "k"); got != string(text) {
-		t.Errorf("%d bytes came back", len(got))
-	}
+	each(t, func(t *testing.T, s *Store) {
+		text := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB: several parts
+		if err := s.Put(t.Context(), "k", bytes.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, s, "k"); got != string(text) {
+			t.Errorf("%d bytes came back", len(got))
+		}
+	})
 }
 
 func TestAnInterruptedUploadStoresNothing(t *testing.T) {
@@ -220,6 +219,9 @@ func TestAnInterruptedUploadStoresNothing(t *testing.T) {
 				return 0, io.EOF
 			}))
 			wantKind(t, s.Put(ctx, "k", src), c.want)
+			if parts := c.bytes > 16<<20; parts != (srv.Asked(http.MethodPost) > 0) || parts != (srv.Asked(http.MethodDelete) > 0) {
+				t.Errorf("an upload in parts: begun and given up with %d and %d requests", srv.Asked(http.MethodPost), srv.Asked(http.MethodDelete))
+			}
 			if left := keys(t, s, ""); len(left) > 0 {
 				t.Errorf("the store holds %q", left)
 			}
@@ -449,5 +451,63 @@ func TestKeysComeFromTheEnvironmentAndTheFilesOfTheCLI(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", s3test.Secret)
 	if err := try(srv.Place("")); err != nil {
 		t.Errorf("with the environment: %v", err)
+	}
+}
+
+// A transcript has thousands of chunks, and a worker has a minute to seal it.
+func TestChunksOnAServerAreReadAhead(t *testing.T) {
+	srv := server(t)
+	s := onServer(t, srv, "")
+	for i := range 2 * atOnce {
+		add(t, s, int64(i), "x")
+	}
+	var came atomic.Int64
+	all := make(chan struct{})
+	srv.Fail(func(r *http.Request) s3test.Fault {
+		if r.Method != http.MethodGet || r.URL.Query().Has("list-type") || !strings.Contains(r.URL.Path, chunks) {
+			return s3test.Fault{}
+		}
+		if came.Add(1) == atOnce {
+			close(all)
+		}
+		select { // nobody is answered before all have asked
+		case <-all:
+			return s3test.Fault{}
+		case <-r.Context().Done():
+		case <-time.After(20 * time.Second):
+			t.Errorf("%d chunks were asked for at once", came.Load())
+		}
+		return s3test.Fault{Status: http.StatusForbidden, Code: "AccessDenied"}
+	})
+	if err := s.Seal(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, s, key); got != strings.Repeat("x", 2*atOnce) {
+		t.Errorf("sealed %q", got)
+	}
+}
+
+func TestWhoStopsReadingALogLeavesNothingBehind(t *testing.T) {
+	srv := server(t)
+	s := onServer(t, srv, "")
+	for i := range 2 * atOnce {
+		add(t, s, int64(i), "x")
+	}
+	r, _, err := s.ReadLog(t.Context(), key, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	asked := srv.Asked(http.MethodGet)
+	if _, err := r.Read(make([]byte, 1)); err == nil {
+		t.Error("a closed reader reads on")
+	}
+	if n := srv.Asked(http.MethodGet); n != asked {
+		t.Errorf("%d requests came after the reader was closed", n-asked)
 	}
 }

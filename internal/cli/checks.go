@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -138,7 +139,8 @@ func (c *checkup) ledger(ctx context.Context, cfg *config.Config, open func(cont
 func (c *checkup) artifacts(ctx context.Context, cfg *config.Config, secrets func() config.Secrets) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, secrets))
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, secrets),
+		artifact.WithPause(func(int) time.Duration { return askTime / 50 }))
 	if err == nil {
 		err = errors.Join(store.Try(ctx), store.Close())
 	}

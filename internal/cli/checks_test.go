@@ -54,6 +54,11 @@ func TestDoctorSaysWhichSettingToChange(t *testing.T) {
 
 	c.artifacts(ctx, cfg, func() config.Secrets { return config.Secrets{} })
 	wantFinding(t, c, Good, "the state folder", "")
+	cfg.Artifacts = "s3://bucket?endpoint=http://127.0.0.1:1"
+	c.artifacts(ctx, cfg, func() config.Secrets {
+		return config.Secrets{Store: config.Store{KeyID: "AKIA0", Secret: "0123456789"}}
+	})
+	wantFinding(t, c, Bad, "connection refused", "reach it")
 	cfg.Artifacts = cfg.LogFile + "/artifacts"
 	if err := os.WriteFile(cfg.LogFile, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -145,7 +145,7 @@ type watched struct {
 
 func (w *watched) Write(p []byte) (int, error) {
 	if w.query.Has("uploads") {
-		var begun struct{ UploadId string } //nolint:revive,staticcheck // the protocol's own name
+		var begun struct{ UploadId string } //nolint:staticcheck // the protocol's own name
 		if xml.Unmarshal(p, &begun) == nil && begun.UploadId != "" {
 			w.s.mu.Lock()
 			w.s.uploads[begun.UploadId] = true
