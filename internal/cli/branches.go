@@ -216,36 +216,42 @@ func bringHome(ctx context.Context, env *Env, runs Runs, rep fork.Report) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, bringTime)
 	defer cancel()
-	failed := func(err error) {
-		fmt.Fprintf(env.Stderr, "warning: branches were not fetched into %s: %s\n", flat(plan.Repo), clean(err.Error()))
-		if hint := fault.HintOf(err); hint != "" {
-			fmt.Fprintln(env.Stderr, clean(hint))
-		}
-	}
+	fetched, missed := 0, 0
 	work, err := env.Work(ctx, env.Globals)
-	if err != nil {
-		failed(err)
-		return
-	}
-	fetched := 0
 	for _, r := range rep.Results {
 		if r.Commit == "" {
 			continue
 		}
-		err := work.Bring(ctx, rep.Run, plan, r, "")
-		if err == nil {
-			err = work.Deliver(ctx, rep.Run, r.ForkNum, plan.Repo)
+		if work == nil {
+			missed++
+			continue
 		}
-		if err != nil {
-			failed(err)
-			return
+		e := work.Bring(ctx, rep.Run, plan, r, "")
+		if e == nil {
+			e = work.Deliver(ctx, rep.Run, r.ForkNum, plan.Repo)
 		}
-		fetched++
+		if e == nil {
+			fetched++
+			continue
+		}
+		if missed++; err == nil {
+			err = e // one is enough to be told of
+		}
 	}
-	switch {
-	case fetched == 1:
-		fmt.Fprintf(env.Stderr, "its branch was fetched into %s\n", flat(plan.Repo))
-	case fetched > 1:
-		fmt.Fprintf(env.Stderr, "%d branches were fetched into %s\n", fetched, flat(plan.Repo))
+	if fetched > 0 {
+		fmt.Fprintf(env.Stderr, "%s fetched into %s\n", branchesText(fetched), flat(plan.Repo))
 	}
+	if missed > 0 {
+		fmt.Fprintf(env.Stderr, "warning: %s not fetched into %s, which apply can do later: %s\n", branchesText(missed), flat(plan.Repo), clean(err.Error()))
+		if hint := fault.HintOf(err); hint != "" {
+			fmt.Fprintln(env.Stderr, clean(hint))
+		}
+	}
+}
+
+func branchesText(n int) string {
+	if n == 1 {
+		return "1 branch was"
+	}
+	return fmt.Sprintf("%d branches were", n)
 }

@@ -164,7 +164,7 @@ func TestTheEndOfARunBringsItsBranchesHome(t *testing.T) {
 	}
 	// That it cannot be done changes nothing of how the run ended.
 	d.undelivered = fault.New("", fault.Conflict, "it is checked out").Hinted("Leave it.")
-	if got := s.run(t, "status", "--watch", "@last"); got != code || !strings.Contains(s.errors.String(), "it is checked out\nLeave it.\n") {
+	if got := s.run(t, "status", "--watch", "@last"); got != code || !strings.Contains(s.errors.String(), "warning: "+branchesText(len(want))+" not fetched into "+dir+", which apply can do later: it is checked out\nLeave it.\n") {
 		t.Errorf("exit %d, want %d; stderr %q", got, code, &s.errors)
 	}
 	for name, plan := range map[string]fork.Plan{
