@@ -127,6 +127,12 @@ func findWorkers(ctx context.Context, home, queue string, serving func(ctx conte
 	tick := time.NewTicker(workersAgain)
 	defer tick.Stop()
 	for begun := time.Now(); ; {
+		all, err := serving(ctx, queue)
+		if err != nil {
+			return w, err
+		}
+		// A worker gives the folder its name before it serves any queue, and
+		// serves its own first: whoever is among all has left both by now.
 		known := host.Known(home)
 		var mine map[string]bool
 		if known {
@@ -137,10 +143,6 @@ func findWorkers(ctx context.Context, home, queue string, serving func(ctx conte
 			if mine, err = serving(ctx, own); err != nil {
 				return w, err
 			}
-		}
-		all, err := serving(ctx, queue)
-		if err != nil {
-			return w, err
 		}
 		w = workers{here: len(mine) > 0}
 		for who := range all {
