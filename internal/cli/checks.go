@@ -145,8 +145,11 @@ func (c *checkup) artifacts(ctx context.Context, cfg *config.Config, secrets fun
 		err = errors.Join(store.Try(ctx), store.Close())
 	}
 	where := "a folder of the state folder"
-	if cfg.Artifacts != "" {
+	switch {
+	case cfg.Artifacts != "":
 		where = cfg.Artifacts
+	case !cfg.Embedded():
+		where += ", which workers of other state folders do not see"
 	}
 	c.add("artifacts", err, "can be written, read and removed, in "+where)
 }
