@@ -152,6 +152,17 @@ func TestARepositoryIsUploadedOnceUntilThatIsLongAgo(t *testing.T) {
 	if _, n := d.upload(t, w, "sandbox-orch-00000003"); n == 0 {
 		t.Error("an upload that the next clean-up may remove was relied on")
 	}
+	// One that is too large is not uploaded by halves.
+	tight := repo.New(repo.Options{Dir: t.TempDir(), MaxBundle: 10})
+	if err := w.Artifacts.Delete(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := UploadSource(t.Context(), tight, w.Artifacts, "sandbox-orch-00000004", d.base, nil); fault.KindOf(err) != fault.Invalid || !strings.Contains(fault.HintOf(err), "URL") {
+		t.Errorf("%v (hint %q)", err, fault.HintOf(err))
+	}
+	if _, err := w.Artifacts.Get(t.Context(), key); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a part of it: %v", err)
+	}
 	// Whatever goes wrong leaves nothing half done.
 	ctx, cancel := context.WithCancel(t.Context())
 	if err := w.Artifacts.Delete(t.Context(), key); err != nil {

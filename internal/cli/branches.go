@@ -102,6 +102,11 @@ func (b *branches) open(ctx context.Context) error {
 	return nil
 }
 
+// Carried reports whether the run was given the folder by this state folder.
+func (b *branches) Carried(ctx context.Context, path, commit string) bool {
+	return host.Fetched(b.cfg.Home, nil, nil, slog.New(slog.DiscardHandler)).Mirrors(ctx, path, commit)
+}
+
 // download copies what the fork committed into a file.
 func (b *branches) download(ctx context.Context, run string, num int) (string, error) {
 	r, err := b.store.Get(ctx, artifact.RunKey(run, num, fork.ResultName))
@@ -211,20 +216,20 @@ func bringHome(ctx context.Context, env *Env, runs Runs, rep fork.Report) {
 	if err != nil || plan.Upload == "" {
 		return // the worker did it, or said why not
 	}
-	if _, err := os.Stat(plan.Repo); err != nil {
-		return // it is of another host, and this one only looks on
-	}
 	ctx, cancel := context.WithTimeout(ctx, bringTime)
 	defer cancel()
-	fetched, missed := 0, 0
 	work, err := env.Work(ctx, env.Globals)
+	if err != nil {
+		fmt.Fprintf(env.Stderr, "warning: no branch was fetched into %s: %s\n", flat(plan.Repo), clean(err.Error()))
+		return
+	}
+	fetched, missed := 0, 0
 	for _, r := range rep.Results {
 		if r.Commit == "" {
 			continue
 		}
-		if work == nil {
-			missed++
-			continue
+		if !work.Carried(ctx, plan.Repo, r.BaseCommit) {
+			return // another host or user did, who may have named any folder; this one only looks on
 		}
 		e := work.Bring(ctx, rep.Run, plan, r, "")
 		if e == nil {

@@ -168,7 +168,6 @@ func TestTheEndOfARunBringsItsBranchesHome(t *testing.T) {
 		t.Errorf("exit %d, want %d; stderr %q", got, code, &s.errors)
 	}
 	for name, plan := range map[string]fork.Plan{
-		"a folder of another host":           {Repo: filepath.Join(dir, "nowhere"), Upload: "sources/x"},
 		"one that the worker sees":           {Repo: dir},
 		"one that all have from a server":    {Repo: remote},
 		"a plan that an older version wrote": {},
@@ -178,6 +177,13 @@ func TestTheEndOfARunBringsItsBranchesHome(t *testing.T) {
 		if len(d.brought)+len(d.delivered) > 0 || strings.Contains(s.errors.String(), "warning") {
 			t.Errorf("%s: %q, %q, stderr %q", name, d.brought, d.delivered, &s.errors)
 		}
+	}
+	// Whoever wrote the plan could have named any folder of this host.
+	s, d = onCluster(t, fork.Plan{Repo: dir, Upload: "sources/x"})
+	d.stranger = true
+	s.run(t, "status", "--watch", "@last")
+	if len(d.brought)+len(d.delivered) > 0 || strings.Contains(s.errors.String(), "warning") {
+		t.Errorf("%q, %q, stderr %q", d.brought, d.delivered, &s.errors)
 	}
 }
 

@@ -190,6 +190,10 @@ type Work interface {
 	// the commit that it builds on, cannot be had from here.
 	Bring(ctx context.Context, run string, plan fork.Plan, r fork.Result, dir string) error
 
+	// Carried reports whether this state folder gave the commit, which it took
+	// from the repository at path, to a run.
+	Carried(ctx context.Context, path, commit string) bool
+
 	// Deliver fetches the branch into the repository at path. It is
 	// fault.NotFound when that does not hold the commit that the fork began at.
 	Deliver(ctx context.Context, run string, num int, path string) error

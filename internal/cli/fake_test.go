@@ -400,12 +400,15 @@ type desk struct {
 
 	brought, delivered []string
 	away, undelivered  error // of Bring and Deliver
+	stranger           bool  // it has carried nothing
 }
 
 func (d *desk) Bring(_ context.Context, run string, _ fork.Plan, r fork.Result, dir string) error {
 	d.brought = append(d.brought, fork.Spec{Run: run, Num: r.ForkNum}.ID()+" beside "+dir)
 	return d.away
 }
+
+func (d *desk) Carried(context.Context, string, string) bool { return !d.stranger }
 
 func (d *desk) Deliver(_ context.Context, run string, num int, path string) error {
 	d.delivered = append(d.delivered, fork.Spec{Run: run, Num: num}.ID()+" to "+path)

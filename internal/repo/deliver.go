@@ -102,6 +102,25 @@ func (s *Store) Knows(ctx context.Context, path, commit string) (bool, error) {
 	return there, fault.Wrap(op, err)
 }
 
+// Mirrors reports whether the commit was taken from the local repository at path
+// before: one that is not there any more, or is another's, is not.
+func (s *Store) Mirrors(ctx context.Context, path, commit string) bool {
+	if s.check(ctx) != nil || checkCommit(commit) != nil || !IsLocal(path) {
+		return false
+	}
+	src, err := s.locate(ctx, path)
+	if err != nil {
+		return false
+	}
+	mirror := s.mirrorDir(src, commit)
+	lk, err := acquire(ctx, mirror+".lock", false)
+	if err != nil {
+		return false
+	}
+	defer lk.unlock()
+	return s.holds(ctx, mirror, commit)
+}
+
 func (s *Store) knows(ctx context.Context, l location, commit string) (bool, error) {
 	_, err := s.run(ctx, call{user: true, dir: l.url, args: []string{"cat-file", "-e", commit + "^{commit}"}})
 	if gitFailed(err) {

@@ -388,6 +388,10 @@ func TestABranchIsNotDeliveredIntoAnotherRepository(t *testing.T) {
 	if there, err := s.Knows(t.Context(), source, b.Commit); !there || err != nil {
 		t.Error(there, err)
 	}
+	if s.Mirrors(t.Context(), other, b.Commit) || !s.Mirrors(t.Context(), source, b.Commit) || s.Mirrors(t.Context(), source, got.Commit) ||
+		s.Mirrors(t.Context(), filepath.Join(source, "nowhere"), b.Commit) || newStore(t).Mirrors(t.Context(), source, b.Commit) {
+		t.Error("it is not known what was taken from where")
+	}
 	for num, want := range map[int]bool{1: true, 2: false} {
 		if has, err := s.Has(t.Context(), run1, num, got.Commit); has != want || err != nil {
 			t.Errorf("%d: %v, %v", num, has, err)
