@@ -47,7 +47,7 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, w, err := newOutput(f, os.Getuid())
+	o, w, err := newOutput(func() (*os.File, error) { return f, nil }, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 	eventually(t, "the output to end", func() bool {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		return o.to == nil
+		return o.over
 	})
 }
 
@@ -76,7 +76,7 @@ func TestAnOutputReachesAFileThatTheKernelMovesNothingTo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, w, err := newOutput(f, os.Getuid())
+	o, w, err := newOutput(func() (*os.File, error) { return f, nil }, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
