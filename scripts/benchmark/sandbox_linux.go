@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -73,7 +74,7 @@ func measureSandboxes(ctx context.Context, o options) (tables []table, err error
 		{"idle memory a sandbox", "≤ 2 MiB", mib(our.memory), our.memory <= 2<<20},
 	}
 	tables = append(tables, sequenceTable(scores, o.n), crowdTable(scores), memoryTable(scores))
-	steps := []func(context.Context, *workshop) ([]table, []figure, error){measurePause(scores), measureAttach, measureGit, measureOutput, measureGrowth}
+	steps := []func(context.Context, *workshop) ([]table, []figure, error){measurePause(scores), measureAttach, measureGit, measureOutput, measureGrowth, measureFormats}
 	for _, step := range steps {
 		t, f, err := step(ctx, w)
 		if err != nil {
@@ -83,7 +84,7 @@ func measureSandboxes(ctx context.Context, o options) (tables []table, err error
 		figures = append(figures, f...)
 	}
 	kept := figureTable(figures)
-	kept.note = w.String()
+	kept.note = strings.TrimSpace(w.where + " " + w.String())
 	return append([]table{kept}, tables...), nil
 }
 
