@@ -117,7 +117,7 @@ func (o *output) piece(fd int) (int, error) {
 	if room := maxOutput - o.kept; o.err == nil && o.buf == nil && room > 0 {
 		n, err := unix.Splice(fd, nil, int(o.to.Fd()), nil, int(min(room, maxPipe)), unix.SPLICE_F_NONBLOCK)
 		if err == nil || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
-			o.kept += n
+			o.kept += max(n, 0) // -1 beside an error
 			return int(n), err
 		}
 	}

@@ -51,10 +51,17 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := w.WriteString("1"); err != nil {
+		t.Fatal(err)
+	}
+	o.drain()
 	o.mu.Lock()
-	o.kept = maxOutput - 5
+	o.kept = maxOutput - 4
 	o.mu.Unlock()
-	if _, err := w.WriteString("12345678"); err != nil {
+	for range 100 {
+		o.drain() // an empty pipe makes no room
+	}
+	if _, err := w.WriteString("2345678"); err != nil {
 		t.Fatal(err)
 	}
 	o.drain()
