@@ -100,7 +100,7 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 		return nil, err
 	}
 	state := filepath.Join(w.dir, "state")
-	w.localOptions = local.Options{Dir: state, Supervisor: []string{supervisor}, Spares: spares}
+	w.localOptions = local.Options{Dir: state, Supervisor: []string{supervisor}}
 	w.local = local.New(w.localOptions)
 	o.logf("making a base of %d files", o.files)
 	if err := w.makeBase(ctx, largeBase, o.files); err != nil {
@@ -112,10 +112,6 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 	}
 	return w, nil
 }
-
-// spares is how many sandboxes the worker keeps ready, as cmd/sandbox-temporal
-// has it.
-const spares = 8
 
 // Names of bases.
 const (
@@ -352,7 +348,8 @@ func firstLine(s string) string {
 // ours is the engine of this project.
 type ours struct {
 	*workshop
-	base string
+	local *local.Provider
+	base  string
 
 	mu    sync.Mutex
 	boxes map[int]box
@@ -365,7 +362,7 @@ type box struct {
 }
 
 func newOurs(w *workshop, base string) *ours {
-	return &ours{workshop: w, base: base, boxes: map[int]box{}}
+	return &ours{workshop: w, local: w.local, base: base, boxes: map[int]box{}}
 }
 
 func (e *ours) name() string               { return "sandbox-temporal" }
