@@ -72,11 +72,11 @@ func TestBatchPassesByteForByteButForTheClamp(t *testing.T) {
 	token := r.grant(Account{Run: "r", Fork: 1})
 	body := " {\"requests\" : [ {\"custom_id\":\"a\",\n\"params\":{\"max_tokens\": 64000, \"model\":\"sonnet\",\"x\":[1.50]}},{\"params\":{\"max_tokens\":7,\"model\":\"opus\"},\"custom_\\u0069d\":\"b\"}," +
 		"{\"custom_id\":\"c\",\"params\":{\"thinking\":{\"budget_tokens\":40000},\"max_tokens\":50000,\"model\":\"opus\"}} ] }\n"
-	if a := r.do(t.Context(), "POST", batchesPath+"?beta=true", token, body); a.status != 200 {
+	if a := r.do(t.Context(), "POST", batchesPath+"?beta=true", token, body, "Anthropic-Workspace-Id", "wrkspc_2", "Anthropic-Beta", "b"); a.status != 200 {
 		t.Fatalf("%+v", a)
 	}
 	want := strings.Replace(strings.Replace(body, "64000", "32000", 1), "50000", "40001", 1)
-	if got := r.up.last(); got.query != "beta=true" || got.path != batchesPath {
+	if got := r.up.last(); got.query != "beta=true" || got.path != batchesPath || got.header.Get("Anthropic-Beta") != "b" || got.header.Get("Anthropic-Workspace-Id") != "" {
 		t.Errorf("%+v", got)
 	} else if diff := cmp.Diff(want, string(got.body)); diff != "" {
 		t.Error(diff)
@@ -308,6 +308,9 @@ func TestBatchThatCannotBeIsRefused(t *testing.T) {
 		if a.status != c.status || !strings.Contains(a.body, c.says) || a.kind() == "?" || a.header.Get("X-Should-Retry") != "false" {
 			t.Errorf("%s: %+v, want %d %q", name, a, c.status, c.says)
 		}
+	}
+	if a := r.do(t.Context(), "POST", "/v1/batches", token, `{"input_file_id":"f"}`); a.status != 404 || !strings.Contains(a.body, "a batch of OpenAI's API is a file that was sent before") {
+		t.Errorf("%+v", a)
 	}
 	r.limits.body = 1000
 	if a := r.do(t.Context(), "POST", batchesPath, token, one(`"`+strings.Repeat("x", 1000)+`"`)); a.status != 413 || a.kind() != "request_too_large" {

@@ -21,7 +21,6 @@ type batchesUpstream struct {
 	making  string // how the next ones are answered that are made: "", "cut", "500", "529", "400", "garbage", "same id", "unmade"
 	reading string // how results are answered: "", "cut", "short", "twice", "type", "usage", "gone", "packed", "chatter"
 	slow    bool   // who is cancelled goes on until end is called
-	at      time.Time
 }
 
 // An upBatch is a batch of somebody who uses the key. Each request does what its

@@ -105,10 +105,11 @@ func (f *forwarding) begin() (end func()) {
 	patient := context.AfterFunc(f.patience, func() { f.cancel(errGone) })
 	drain := time.AfterFunc(time.Hour, func() { f.cancel(errGone) })
 	drain.Stop()
+	making := f.batch != nil
 	f.leave = func() {
 		switch {
 		case f.gone.Swap(true):
-		case f.batch != nil: // it is no longer than its request, and made in any case
+		case making: // it takes no longer than its request does, and is made in any case
 		case f.call == nil:
 			f.cancel(errGone)
 		default:
@@ -218,6 +219,14 @@ func (f *forwarding) upstream() *http.Request {
 		ProtoMajor: 1,
 		ProtoMinor: 1,
 		Header:     requestHeader(f.in.Header, f.cred),
+	}
+	if f.pace == batchPace {
+		// The gateway finds a batch again where the key leads to.
+		for key := range out.Header {
+			if strings.HasPrefix(key, "Anthropic-Workspace") {
+				delete(out.Header, key)
+			}
+		}
 	}
 	if f.in.Method == http.MethodPost && f.body != nil {
 		out.Header.Set("Content-Type", "application/json")

@@ -145,7 +145,7 @@ func (g *Gateway) finish(ctx context.Context, run string, num int, patience time
 		left := 0
 		for _, b := range open {
 			done, err := g.pursue(asking, b, true)
-			if err != nil {
+			if err != nil && asking.Err() == nil {
 				g.log.Info("a batch cannot be settled for now", "run", run, "fork", num, "batch", b.ID, "error", err)
 			}
 			if !done {
@@ -170,7 +170,7 @@ func (g *Gateway) finish(ctx context.Context, run string, num int, patience time
 const firstWait = 50 * time.Millisecond
 
 // finishTime is for the API to answer when batches are finished.
-const finishTime = 5 * time.Second
+const finishTime = 3 * time.Second
 
 // pursue finds out what has become of a batch, and settles it when it has ended
 // or when nobody will ever know. An unwanted one that goes on is cancelled.
