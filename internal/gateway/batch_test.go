@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -741,7 +742,7 @@ func TestNoBatchCostsMoreThanItsReservation(t *testing.T) {
 }
 
 func FuzzReadBatch(f *testing.F) {
-	f.Add([]byte(batchOf(mixed...)))
+	f.Add([]byte(batchOf(mixed[1], mixed[5])))
 	f.Add([]byte(`{"requests":[{"custom_id":"a","params":{"model":"m","max_tokens":1e3}},]}`))
 	f.Add([]byte(`{"requests":[{"params":{"max_tokens":64000},"custom_id":"\u0061"}]} `))
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -749,8 +750,27 @@ func FuzzReadBatch(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !json.Valid(body) {
-			t.Fatalf("taken for JSON: %q", body)
+		var standard struct {
+			Requests []struct {
+				ID     string                     `json:"custom_id"`
+				Params map[string]json.RawMessage `json:"params"` // of a struct it takes keys in any case
+			} `json:"requests"`
+		}
+		if json.Unmarshal(body, &standard) != nil {
+			return // lax about what upstream refuses
+		}
+		// What the standard library reads is what was read here.
+		if len(standard.Requests) != len(all) {
+			t.Fatalf("%d requests, standard %d: %s", len(all), len(standard.Requests), body)
+		}
+		for i, q := range standard.Requests {
+			var model string
+			if raw, ok := q.Params["model"]; ok && json.Unmarshal(raw, &model) != nil {
+				continue
+			}
+			if q.ID != all[i].id || model != all[i].model || string(q.Params["max_tokens"]) != strconv.FormatInt(all[i].maxTokens, 10) {
+				t.Fatalf("%+v, standard %+v: %s", all[i], q, body)
+			}
 		}
 		clamped := clampBatch(body, all, 10)
 		again, err := readBatch(clamped)

@@ -10,7 +10,8 @@
 // byte goes out; settle replaces it by what the answer's usage comes to. What
 // is spent and what is reserved never exceed a budget together, so parallel
 // forks cannot overspend it, and a crash in the middle of a call leaves the
-// reservation behind as its price.
+// reservation behind as its price. A message batch outlives all of that: its
+// reservation stays until its results were seen.
 //
 // # What the promise rests on
 //
