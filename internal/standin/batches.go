@@ -12,13 +12,14 @@ import (
 
 // Batches of messages. Each request plays the step that its conversation has come
 // to, and is done when the step's delay has passed since the batch was made; the
-// batch ends with the last of them, when it is cancelled, or after a day. What is
-// done by then succeeded, or errored where the step has a fault; what is
+// batch ends with the last of them, when it is cancelled, or after a day. A
+// request that is nearly done is not interrupted. What is done by then succeeded, or errored where the step has a fault; what is
 // not was canceled or expired. Nothing but what succeeded is charged.
 
 const (
 	batchesPath = "/v1/messages/batches"
 	batchLasts  = 24 * time.Hour
+	nearlyDone  = 10 * time.Second // before a request is ready
 	maxBatches  = 1 << 10
 )
 
@@ -166,6 +167,11 @@ func (s *Server) playBatch(b *batch, now time.Time) {
 	until := b.made.Add(batchLasts)
 	if !b.cancelled.IsZero() {
 		until = b.cancelled
+		for _, q := range b.requests {
+			if q.ready.After(until) && !q.ready.After(b.cancelled.Add(nearlyDone)) {
+				until = q.ready
+			}
+		}
 	}
 	last := slices.MaxFunc(b.requests, func(a, c batched) int { return a.ready.Compare(c.ready) }).ready
 	if until.After(last) {

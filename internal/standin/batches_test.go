@@ -140,6 +140,19 @@ func TestWhatABatchHadNoTimeForIsNotCharged(t *testing.T) {
 	}
 }
 
+func TestWhatIsNearlyDoneIsNotInterrupted(t *testing.T) {
+	s := newBatchServer(t, threeScripts)
+	b := s.batch("POST", "", requestsOf("now", "late"))
+	s.now = s.now.Add(time.Hour - 5*time.Second)
+	if b := s.batch("POST", "/"+b.ID+"/cancel", ""); b.Status != "canceling" || b.Counts["processing"] != 2 {
+		t.Errorf("%+v", b)
+	}
+	s.now = s.now.Add(5 * time.Second)
+	if b := s.batch("GET", "/"+b.ID, ""); b.Status != "ended" || b.Counts["succeeded"] != 2 {
+		t.Errorf("%+v", b)
+	}
+}
+
 func TestBatchesBelongToTheirKey(t *testing.T) {
 	s := newBatchServer(t, threeScripts)
 	b := s.batch("POST", "", requestsOf("now"))
