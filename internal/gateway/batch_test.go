@@ -824,3 +824,31 @@ func FuzzResults(f *testing.F) {
 		}
 	})
 }
+
+// A batch that was reserved with other prices than it is settled with costs no
+// more than was there for it.
+func TestDearerPricesDoNotOverspendABatch(t *testing.T) {
+	dir, up := t.TempDir(), newUpstream(t)
+	m := message{max: 1000, script: script{Out: 1000}}
+	var id, token string
+	t.Run("made", func(t *testing.T) {
+		r := openRig(t, dir, up)
+		token = r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
+		id = r.makeBatch(token, m)
+	})
+	dearer, err := LoadPrices(strings.NewReader(`{"version": "dearer", "batch": "1", "models": {
+		"claude-sonnet-5-5": {"input": "20", "cache_write_5m": "25", "cache_write_1h": "40", "cache_read": "1", "output": "100"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := openRig(t, dir, up, func(o *Options) { o.Prices = dearer })
+	up.end()
+	r.readBatch(token, id)
+	if got := r.usage("r", 1); got.Cost != reservedFor(m) || got.Pending != 0 || got.OutputTokens != 1000 {
+		t.Errorf("%+v, want %s", got, reservedFor(m))
+	}
+	var note string
+	if err := r.read(`SELECT note FROM calls WHERE cost = reserved`).Scan(&note); err != nil || !strings.Contains(note, "at no more than was reserved") {
+		t.Errorf("%q %v", note, err)
+	}
+}
