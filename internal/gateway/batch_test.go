@@ -852,3 +852,46 @@ func TestDearerPricesDoNotOverspendABatch(t *testing.T) {
 		t.Errorf("%q %v", note, err)
 	}
 }
+
+// An agent that goes away while its batch is being made has made it.
+func TestABatchIsMadeAlsoWhenItsAgentLeaves(t *testing.T) {
+	r := newRig(t)
+	r.limits.drain = time.Millisecond
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: fork.Dollar})
+	r.up.set(func(b *batchesUpstream) { b.making = "gate" })
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan answer, 1)
+	go func() { left <- r.do(ctx, http.MethodPost, batchesPath, token, batchOf(mixed[0])) }()
+	until(t, "the batch is being made", func() bool { return r.up.count() == 1 })
+	leave()
+	if a := <-left; a.err == nil {
+		t.Errorf("%+v", a)
+	}
+	close(r.up.gate)
+	r.idle("r")
+	if got := r.usage("r", 1); got.Pending != reservedFor(mixed[0]) || got.Calls != 0 {
+		t.Errorf("%+v", got)
+	}
+	if a := r.get(token, ""); !strings.Contains(a.body, "msgbatch_0001") {
+		t.Errorf("%+v", a)
+	}
+	r.settle("r", 1)
+	r.agree("r")
+}
+
+func TestABatchIsHeldUntilThereIsMoney(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: reservedFor(mixed...) - 1, Pause: true})
+	made := make(chan answer, 1)
+	go func() { made <- r.do(t.Context(), http.MethodPost, batchesPath, token, batchOf(mixed...)) }()
+	until(t, "the batch is held", func() bool { return r.usage("r", 1).Held != "" })
+	if err := r.SetBudget(t.Context(), "r", 0, reservedFor(mixed...)); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-made; a.status != 200 {
+		t.Errorf("%+v", a)
+	}
+	if got := r.usage("r", 1); got.Held != "" || got.Pending != reservedFor(mixed...) || got.Refused != 0 {
+		t.Errorf("%+v", got)
+	}
+}

@@ -18,7 +18,7 @@ import (
 type batchesUpstream struct {
 	list []*upBatch // the oldest first
 
-	making  string // how the next ones are answered that are made: "", "cut", "500", "529", "400", "garbage", "same id", "unmade"
+	making  string // how the next ones are answered that are made: "", "cut", "500", "529", "400", "garbage", "same id", "unmade", "gate"
 	reading string // how results are answered: "", "cut", "short", "twice", "type", "usage", "gone", "packed", "chatter"
 	slow    bool   // who is cancelled goes on until end is called
 }
@@ -58,6 +58,15 @@ func (q *upRequest) model() string {
 
 // batch answers what is asked about batches.
 func (u *upstream) batch(w http.ResponseWriter, r *http.Request, body []byte) {
+	u.mu.Lock()
+	gate := r.Method == http.MethodPost && r.URL.Path == batchesPath && u.batches.making == "gate"
+	u.mu.Unlock()
+	if gate {
+		select {
+		case <-u.gate:
+		case <-r.Context().Done():
+		}
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	bs := &u.batches
