@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
 
 // attackProcess is after another process of the same user: the one with the
@@ -801,7 +802,7 @@ func TestTheAgentCannotChangeTheSupervisorsProgram(t *testing.T) {
 			if !currentIdentity().Root {
 				unchangeable(t, p, "program")
 			}
-			if exit.Code == exitNoExec {
+			if exit.Code == launch.NoExec {
 				return // by Landlock: it cannot even run it
 			}
 			if exit.Signal == "" {
