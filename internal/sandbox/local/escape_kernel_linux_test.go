@@ -108,8 +108,8 @@ func attackProcess(args []string) []probe {
 	add("limit the time of that process", func(pid int) error {
 		return unix.Prlimit(pid, unix.RLIMIT_CPU, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil)
 	})
-	add("put that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PROCESS, pid, 1) })
-	add("put the group of that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PGRP, pid, 1) })
+	add("put that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PROCESS, pid, 19) })
+	add("put the group of that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PGRP, pid, 19) })
 	add("bind that process to a processor", func(pid int) error {
 		var all unix.CPUSet
 		if err := unix.SchedGetaffinity(pid, &all); err != nil {
