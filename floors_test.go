@@ -61,7 +61,9 @@ var floors = map[string][]string{
 	"internal/gateway/ledger/ledgertest": {},
 	"internal/repo":                      {"internal/fault", "internal/fork", "internal/logs"},
 	"internal/artifact":                  {"internal/fault"},
-	"internal/metrics":                   {"internal/fault", "internal/fork"},
+	// A server that speaks S3, for the tests of those who keep things in one.
+	"internal/artifact/s3test": {},
+	"internal/metrics":         {"internal/fault", "internal/fork"},
 	// How a command finds the engine and talks to it, without linking it:
 	// lock, endpoint file, control socket.
 	"internal/endpoint": {"internal/fault"},
@@ -126,6 +128,8 @@ var heavy = map[string]string{
 	"github.com/spf13/cobra":            "internal/cli",
 	"github.com/charmbracelet":          "internal/cli",
 	"gocloud.dev":                       "internal/artifact",
+	"github.com/aws":                    "internal/artifact",
+	"github.com/johannesboyne/gofakes3": "internal/artifact/s3test",
 	"modernc.org/sqlite":                "internal/gateway/ledger",
 	"github.com/pressly/goose":          "internal/gateway/ledger",
 	"github.com/jackc/pgx":              "internal/gateway/ledger",

@@ -26,6 +26,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact/s3test"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/demo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
@@ -47,6 +49,7 @@ func TestSessions(t *testing.T) {
 			"gorepo": cmdGorepo, "standin": cmdStandin, "far": cmdFar, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
 			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "details": cmdDetails, "postgres": cmdPostgres,
+			"s3server": cmdS3server, "s3holds": cmdS3holds,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone, "e2bkill": cmdE2bkill, "e2bfault": cmdE2bfault,
 			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "billed": cmdBilled, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
@@ -78,6 +81,7 @@ type session struct {
 	started time.Time
 	pids    map[string]string
 	e2b     *e2btest.Server
+	s3      *s3test.Server
 	relay   *relay // to a model that is far away
 	healed  func() // ends what goes wrong there
 
@@ -241,6 +245,39 @@ func cmdPostgres(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], url)
 }
 
+// cmdS3server starts a server that speaks S3, makes a variable the store in a
+// folder of its bucket, and gives the session the keys: s3server VARIABLE FOLDER.
+func cmdS3server(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	var err error
+	s.s3, err = s3test.Start()
+	ts.Check(err)
+	ts.Defer(s.s3.Close)
+	ts.Setenv(args[0], s.s3.Place(args[1]))
+	ts.Setenv("AWS_ACCESS_KEY_ID", s3test.KeyID)
+	ts.Setenv("AWS_SECRET_ACCESS_KEY", s3test.Secret)
+}
+
+// cmdS3holds checks that the bucket has something below each prefix: s3holds
+// PREFIX….
+func cmdS3holds(ts *testscript.TestScript, _ bool, args []string) {
+	store, err := artifact.Open(context.Background(), of(ts).s3.Place(""), artifact.WithKeys(func() artifact.Keys {
+		return artifact.Keys{ID: s3test.KeyID, Secret: s3test.Secret}
+	}))
+	ts.Check(err)
+	defer store.Close()
+	all := []string{}
+	for o, err := range store.List(context.Background(), "") {
+		ts.Check(err)
+		all = append(all, o.Key)
+	}
+	for _, prefix := range args {
+		if !slices.ContainsFunc(all, func(key string) bool { return strings.HasPrefix(key, prefix) }) {
+			ts.Fatalf("nothing is below %s, but there is %q", prefix, all)
+		}
+	}
+}
+
 // cmdRequests compares the number of model calls that were answered:
 // requests N.
 func cmdRequests(ts *testscript.TestScript, neg bool, args []string) {
@@ -284,7 +321,7 @@ func environ(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{"HOME", "PATH", "SANDBOX_TEMPORAL_HOME", "SANDBOX_TEMPORAL_PORT", "SANDBOX_TEMPORAL_UI_PORT", "METRICS_PORT",
 		"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "NO_COLOR", "TERM", "WORK", "TMPDIR", "TEMPORAL_ADDRESS", "TEMPORAL_TASK_QUEUE",
-		"SANDBOX_TEMPORAL_LEDGER_URL", "SANDBOX_TEMPORAL_BUDGET_PER_DAY"} {
+		"SANDBOX_TEMPORAL_LEDGER_URL", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "SANDBOX_TEMPORAL_ARTIFACTS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}

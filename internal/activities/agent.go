@@ -156,9 +156,12 @@ type follower struct {
 
 	turns  turns
 	before bool // it ran before we followed it
-	lines  agent.Lines
-	offset int64 // bytes read of the agent's output
-	stored int64 // bytes that the transcript held before us
+	told   bool // that the artifact store is away
+
+	measured bool // before and stored are known
+	lines    agent.Lines
+	offset   int64 // bytes read of the agent's output
+	stored   int64 // bytes that the transcript held before us
 
 	mu   sync.Mutex // guards what the heartbeat reads
 	sum  agent.Summary
@@ -180,18 +183,16 @@ func (f *follower) live() fork.Live {
 // follow reads until the agent has ended, and says why it was ended, if it
 // was us: "" or a status.
 func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, error) {
-	r, size, err := f.a.Artifacts.ReadLog(ctx, f.log, 0) // only its length
-	switch {
-	case err == nil:
-		_ = r.Close()
-		f.stored, f.before = size, size > 0
-	case fault.KindOf(err) != fault.NotFound:
-		return "", err
-	}
 	for {
 		_, ended, err := p.Exit(ctx)
 		if err == nil {
+			err = f.measure(ctx)
+		}
+		if err == nil {
 			err = f.drain(ctx, p) // after Exit: what was printed before it is there
+		}
+		if f.away(ctx, err) {
+			ended, err = false, nil
 		}
 		switch {
 		case err != nil && ctx.Err() == nil:
@@ -235,6 +236,43 @@ func (f *follower) follow(ctx context.Context, p sandbox.Process) (fork.Status, 
 			return fork.Cancelled, f.end(ctx, p)
 		}
 	}
+}
+
+// measure looks, once, how much of the transcript is there already.
+func (f *follower) measure(ctx context.Context) error {
+	if f.measured {
+		return nil
+	}
+	r, size, err := f.a.Artifacts.ReadLog(ctx, f.log, 0) // only its length
+	switch {
+	case err == nil:
+		_ = r.Close()
+		f.stored, f.before = size, size > 0
+	case fault.KindOf(err) != fault.NotFound:
+		return unstored{err}
+	}
+	f.measured = true
+	return nil
+}
+
+// unstored is an error of the artifact store.
+type unstored struct{ error }
+
+func (u unstored) Unwrap() error { return u.error }
+
+// away reports whether err says only that the artifact store is not there for
+// now, which is no fault of the agent's: it works on, and its output waits in
+// the sandbox.
+func (f *follower) away(ctx context.Context, err error) bool {
+	_, ok := errors.AsType[unstored](err)
+	if !ok || fault.KindOf(err) != fault.Unavailable || ctx.Err() != nil {
+		return false
+	}
+	if !f.told {
+		f.told = true
+		f.a.about(f.in.Spec.Run, f.in.Spec.Num, f.in.Ref.ID).WarnContext(ctx, "The transcript waits for the artifact store", logs.Error, err)
+	}
+	return true
 }
 
 // letBe takes what a paused agent printed before it stood still: nobody reads
@@ -298,7 +336,7 @@ func (f *follower) take(ctx context.Context, p []byte) error {
 	if end := f.offset + int64(len(p)); end > f.stored {
 		fresh := p[max(f.stored-f.offset, 0):]
 		if err := f.a.Artifacts.Append(ctx, f.log, end-int64(len(fresh)), fresh); err != nil {
-			return err
+			return unstored{err}
 		}
 		f.stored = end
 	}

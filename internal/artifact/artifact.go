@@ -3,7 +3,7 @@
 //
 // It stands on gocloud.dev/blob, and uses only what every blob store can do:
 // whole objects that appear at once, are read by range, listed by prefix and
-// deleted. A folder is the one kind of store that is linked in today.
+// deleted. A store is a folder, or a bucket of a server that speaks S3.
 //
 // # Logs
 //
@@ -20,12 +20,13 @@ package artifact
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io"
-	"io/fs"
 	"iter"
 	"net/url"
 	"os"
@@ -33,12 +34,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
 	"gocloud.dev/blob"
-	"gocloud.dev/blob/fileblob"
-	"gocloud.dev/gcerrors"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
@@ -47,7 +46,9 @@ import (
 // by several processes on one store.
 type Store struct {
 	bucket *blob.Bucket
-	dir    string
+	dir    string // of a folder; empty: the store is on a server
+
+	drop func(ctx context.Context, key string) error // removes an object; one that is not there may be an error
 }
 
 // An Object is one thing in the store.
@@ -63,43 +64,68 @@ func RunKey(run string, num int, name string) string {
 	return "runs/" + run + "/" + strconv.Itoa(num) + "/" + name
 }
 
-// Open opens the store at a folder, named by its path or by a URL
-// ("file:///var/lib/x"), and makes it, with mode 0700, when it is not there.
-// Other kinds of URL are Unsupported.
-func Open(_ context.Context, where string) (*Store, error) {
+// Open opens the store at where: a folder, as a path or as
+// "file:///var/lib/x", which is made, with mode 0700, when it is not there; or
+// "s3://bucket/folder", see openS3. Nothing is asked of a server yet. Other
+// kinds of URL are Unsupported.
+func Open(ctx context.Context, where string, options ...Option) (*Store, error) {
 	const op = "artifact: open"
-	dir := where
-	if scheme, _, isURL := strings.Cut(where, "://"); isURL {
-		u, err := url.Parse(where)
-		switch {
-		case scheme != "file":
-			return nil, fault.New(op, fault.Unsupported, "no store of the kind %q is built in", scheme).
-				Hinted("Use a folder: file:///path, or just /path.")
-		case err != nil || u.Host != "" && u.Host != "localhost" || u.RawQuery != "" || u.Fragment != "":
+	var o settings
+	for _, option := range options {
+		option(&o)
+	}
+	scheme, _, isURL := strings.Cut(where, "://")
+	if !isURL {
+		s, err := openFolder(where)
+		return s, fault.Wrap(op, err)
+	}
+	u, err := url.Parse(where)
+	if err != nil || u.User != nil {
+		return nil, fault.New(op, fault.Invalid, "the store's URL cannot be read, or holds a key").
+			Hinted("Write it as s3://bucket/folder or file:///path, without keys: those come from the environment.")
+	}
+	var s *Store
+	switch scheme {
+	case "file":
+		if u.Host != "" && u.Host != "localhost" || u.RawQuery != "" || u.Fragment != "" {
 			return nil, fault.New(op, fault.Invalid, "%q names no folder", where).Hinted("Write it as file:///path.")
 		}
-		dir = u.Path
+		s, err = openFolder(u.Path)
+	case "s3":
+		s, err = openS3(ctx, u, o)
+	case "gs":
+		return nil, fault.New(op, fault.Unsupported, "the protocol of gs:// is not built in").
+			Hinted("Google's stores speak S3 too: make an HMAC key and use s3://%s?endpoint=https://storage.googleapis.com.", u.Host)
+	case "azblob":
+		return nil, fault.New(op, fault.Unsupported, "the protocol of azblob:// is not built in").
+			Hinted("Use a store that speaks S3, as s3://bucket?endpoint=https://…, or a folder that all workers mount.")
+	default:
+		return nil, fault.New(op, fault.Unsupported, "no store of the kind %q is built in", scheme).
+			Hinted("Use s3://bucket/folder, or a folder: file:///path, or just /path.")
 	}
-	if dir == "" {
-		return nil, fault.New(op, fault.Invalid, "no folder was named").Hinted("Write it as file:///path, or just /path.")
-	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fault.Wrap(op, err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.Wrap(op, classed(err))
-	}
-	bucket, err := fileblob.OpenBucket(dir, &fileblob.Options{
-		DirFileMode: 0o700,
-		NoTempDir:   true, // a rename works only within one file system
-		Metadata:    fileblob.MetadataDontWrite,
-	})
-	if err != nil {
-		return nil, fault.Wrap(op, classed(err))
-	}
-	sweep(dir)
-	return &Store{bucket: bucket, dir: dir}, nil
+	return s, fault.Wrap(op, err)
+}
+
+// An Option says how a store is opened.
+type Option func(*settings)
+
+type settings struct {
+	keys  func() Keys
+	pause func(attempt int) time.Duration // before a request is tried again; nil: as the SDK has it
+}
+
+// Keys open a store on a server. They are secrets.
+type Keys struct{ ID, Secret, Session string }
+
+// WithKeys has the store ask for its keys whenever it needs them. Those
+// without an ID, like no function at all, mean the usual places: the
+// environment, the files of the AWS CLI, the host's own role.
+func WithKeys(keys func() Keys) Option { return func(o *settings) { o.keys = keys } }
+
+// WithPause says how long to wait before a request to a server is tried again:
+// nobody waits at a terminal for the usual pauses, which grow to many seconds.
+func WithPause(pause func(attempt int) time.Duration) Option {
+	return func(o *settings) { o.pause = pause }
 }
 
 // Close closes the store. Readers that are open may fail then.
@@ -108,7 +134,7 @@ func (s *Store) Close() error {
 }
 
 // Put stores all of r under key, or, when it fails, nothing. What was there
-// before is replaced. The bytes are on the disk when it returns.
+// before is replaced. In a folder, the bytes are on the disk when it returns.
 func (s *Store) Put(ctx context.Context, key string, r io.Reader) error {
 	const op = "artifact: put"
 	if err := checkKey(key); err != nil {
@@ -117,7 +143,8 @@ func (s *Store) Put(ctx context.Context, key string, r io.Reader) error {
 	return fault.Wrap(op, s.write(ctx, key, r, true))
 }
 
-// write stores an object; sync makes it outlive a loss of power.
+// write stores an object; sync makes it outlive a loss of power of the host
+// that has the folder.
 func (s *Store) write(ctx context.Context, key string, r io.Reader, sync bool) error {
 	ctx, cancel := context.WithCancel(ctx) // cancelled before Close: nothing is stored
 	defer cancel()
@@ -141,10 +168,10 @@ func (s *Store) write(ctx context.Context, key string, r io.Reader, sync bool) e
 		if in.err != nil && why == nil {
 			return in.err // the caller's own trouble keeps its kind
 		}
-		return classed(err)
+		return classed(cmp.Or(why, err))
 	}
 	if err := w.Close(); err != nil {
-		return classed(err)
+		return classed(cmp.Or(ctx.Err(), err))
 	}
 	if sync && file != nil {
 		return classed(syncDir(filepath.Dir(file.Name())))
@@ -166,16 +193,6 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// syncDir puts a rename on the disk.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // Get opens what is stored under key. It is a NotFound when nothing is; a
 // log can be had once it is sealed (see ReadLog). An object that is replaced
 // meanwhile is read as it was.
@@ -188,7 +205,18 @@ func (s *Store) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fault.Wrap(op, classed(err))
 	}
-	return r, nil
+	return reader{r}, nil
+}
+
+// reader gives what goes wrong on the way its kind.
+type reader struct{ io.ReadCloser }
+
+func (r reader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fault.Wrap("artifact: read", classed(err))
+	}
+	return n, err
 }
 
 // PutText stores a text under a key made of its hash, and returns the key.
@@ -207,10 +235,46 @@ func (s *Store) PutText(ctx context.Context, text string) (key string, err error
 	return key, fault.Wrap(op, s.write(ctx, key, strings.NewReader(text), true))
 }
 
+// Try stores an object, finds, reads and removes it: what a worker has to be
+// allowed to do.
+func (s *Store) Try(ctx context.Context) error {
+	const op, text = "artifact: try", "Of a test that was interrupted: it can be removed.\n"
+	key := "tries/" + rand.Text()
+	if err := s.write(ctx, key, strings.NewReader(text), true); err != nil {
+		return fault.Wrap(op, err)
+	}
+	err := s.holds(ctx, key, text)
+	return fault.Wrap(op, errors.Join(err, s.Delete(ctx, key)))
+}
+
+// holds reports, as an error, whether key is not listed or not this text.
+func (s *Store) holds(ctx context.Context, key, text string) error {
+	listed := false
+	for o, err := range s.under(ctx, key) {
+		if err != nil {
+			return err
+		}
+		listed = listed || o.Key == key
+	}
+	r, err := s.bucket.NewReader(ctx, key, nil)
+	if err != nil {
+		return classed(err)
+	}
+	defer r.Close()
+	switch ok, err := same(r, []byte(text)); {
+	case err != nil:
+		return classed(err)
+	case !ok || !listed:
+		return fault.New("", fault.Conflict, "what was stored just now is not there").
+			Hinted("Use a store that shows at once what was written to it.")
+	}
+	return nil
+}
+
 // stat returns the size of an object.
 func (s *Store) stat(ctx context.Context, key string) (size int64, there bool, err error) {
 	a, err := s.bucket.Attributes(ctx, key)
-	if gcerrors.Code(err) == gcerrors.NotFound {
+	if missing(err) {
 		return 0, false, nil
 	}
 	if err != nil {
@@ -281,7 +345,7 @@ func (s *Store) objects(ctx context.Context, prefix string) iter.Seq2[Object, er
 	return func(yield func(Object, error) bool) {
 		a, err := s.bucket.Attributes(ctx, prefix)
 		switch {
-		case gcerrors.Code(err) == gcerrors.NotFound:
+		case missing(err):
 		case err != nil:
 			yield(Object{}, classed(err))
 			return
@@ -310,7 +374,7 @@ func (s *Store) under(ctx context.Context, prefix string) iter.Seq2[Object, erro
 				if errors.Is(err, io.EOF) {
 					return
 				}
-				if gcerrors.Code(err) == gcerrors.NotFound && try < 1000 {
+				if s.dir != "" && missing(err) && try < 1000 {
 					// fileblob fails when a file goes away while it lists, as
 					// every unfinished one does: list again from here.
 					break
@@ -345,67 +409,40 @@ func (s *Store) Delete(ctx context.Context, prefix string) error {
 		}
 		keys = append(keys, o.Key)
 	}
-	for _, key := range keys {
-		if err := s.remove(ctx, key); err != nil {
-			return fault.Wrap(op, err)
-		}
+	if err := s.remove(ctx, keys...); err != nil {
+		return fault.Wrap(op, err)
 	}
-	s.prune(prefix)
-	s.prune(prefix + chunks)
+	if s.dir != "" {
+		prune(filepath.Join(s.dir, filepath.FromSlash(prefix)))
+		prune(filepath.Join(s.dir, filepath.FromSlash(prefix+chunks)))
+	}
 	return nil
 }
 
-func (s *Store) remove(ctx context.Context, key string) error {
-	err := s.bucket.Delete(ctx, key)
-	if gcerrors.Code(err) == gcerrors.NotFound {
-		return nil
+// atOnce is how many objects are read ahead, or removed, at once: a server
+// takes its time for each.
+const atOnce = 16
+
+// remove removes objects, and ends at the first that it cannot remove.
+func (s *Store) remove(ctx context.Context, keys ...string) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for i := range min(atOnce, len(keys)) {
+		wg.Go(func() {
+			for ; i < len(keys) && ctx.Err() == nil; i += atOnce {
+				if err := s.drop(ctx, keys[i]); err != nil && !missing(err) {
+					cancel(classed(err))
+				}
+			}
+		})
 	}
-	return classed(err)
+	wg.Wait()
+	if why := context.Cause(ctx); why != nil {
+		return classed(why)
+	}
+	return nil
 }
-
-// prune removes the folders that have become empty: fileblob leaves them.
-func (s *Store) prune(prefix string) {
-	var dirs []string
-	_ = filepath.WalkDir(filepath.Join(s.dir, filepath.FromSlash(prefix)), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return nil
-	})
-	for i := len(dirs) - 1; i >= 0; i-- {
-		_ = os.Remove(dirs[i]) // fails when something lies in it
-	}
-}
-
-const (
-	sweptMark = ".swept"
-	sweepAge  = 24 * time.Hour
-)
-
-// sweep removes, at most once a day, what processes that were killed while
-// they wrote left behind.
-func sweep(dir string) {
-	mark := filepath.Join(dir, sweptMark)
-	if info, err := os.Stat(mark); err == nil && time.Since(info.ModTime()) < sweepAge {
-		return
-	}
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, unfinished) {
-			return nil
-		}
-		if info, err := d.Info(); err == nil && time.Since(info.ModTime()) > sweepAge {
-			_ = os.Remove(path)
-		}
-		return nil
-	})
-	if err := os.WriteFile(mark, nil, 0o600); err == nil {
-		now := time.Now()
-		_ = os.Chtimes(mark, now, now)
-	}
-}
-
-// unfinished is how fileblob ends the name of a file that it still writes.
-const unfinished = ".tmp"
 
 // keyPart is what may stand between the slashes of a key.
 var keyPart = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,199}$`)
@@ -423,31 +460,6 @@ func checkKey(key string) error {
 		}
 	}
 	return nil
-}
-
-// classed gives an error of the blob store its kind.
-func classed(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, context.Canceled):
-		return &fault.Error{Kind: fault.Cancelled, Err: err}
-	case errors.Is(err, context.DeadlineExceeded):
-		return &fault.Error{Kind: fault.Unavailable, Err: err}
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return &fault.Error{Kind: fault.Full, Err: err, Hint: "Free some space on the disk that holds the artifact store, then try again."}
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
-		return &fault.Error{Kind: fault.Denied, Err: err, Hint: "Let the worker's user write to the artifact store."}
-	}
-	switch gcerrors.Code(err) {
-	case gcerrors.NotFound:
-		return &fault.Error{Kind: fault.NotFound, Err: err}
-	case gcerrors.PermissionDenied:
-		return &fault.Error{Kind: fault.Denied, Err: err}
-	case gcerrors.ResourceExhausted, gcerrors.DeadlineExceeded:
-		return &fault.Error{Kind: fault.Unavailable, Err: err}
-	}
-	return err
 }
 
 // same reports whether r holds exactly p.

@@ -7,11 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-
-	"gocloud.dev/gcerrors"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 )
@@ -99,7 +98,7 @@ func (s *Store) repeats(ctx context.Context, key string, size, offset int64, p [
 func (s *Store) put(ctx context.Context, log string, c chunk, p []byte) error {
 	r, err := s.bucket.NewReader(ctx, c.key(log), nil)
 	switch {
-	case gcerrors.Code(err) == gcerrors.NotFound:
+	case missing(err):
 		return s.write(ctx, c.key(log), bytes.NewReader(p), false)
 	case err != nil:
 		return classed(err)
@@ -150,7 +149,7 @@ func (s *Store) ReadLog(ctx context.Context, key string, from int64) (r io.ReadC
 			return nil, 0, fault.New(op, fault.NotFound, "there is no log %s", key)
 		}
 	}
-	return &logReader{ctx: ctx, s: s, key: key, row: row, pos: from, end: max(size, from)}, size, nil
+	return s.newLogReader(ctx, key, row, from, max(size, from)), size, nil
 }
 
 // row returns the chunks that hold a log from byte from to its end, and where
@@ -207,11 +206,54 @@ func (s *Store) list(ctx context.Context, log string, n int64) ([]chunk, error) 
 // is one.
 type logReader struct {
 	ctx      context.Context
+	cancel   context.CancelFunc
 	s        *Store
 	key      string
 	row      []chunk
+	ahead    []*fetched // the first chunks of row, from a server
 	pos, end int64
 	part     io.ReadCloser
+}
+
+func (s *Store) newLogReader(ctx context.Context, key string, row []chunk, pos, end int64) *logReader {
+	r := &logReader{s: s, key: key, row: row, pos: pos, end: end}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	return r
+}
+
+// fetched is a chunk that is there, or on its way, before it is its turn: a log
+// has thousands, and a server takes its time for each.
+type fetched struct {
+	done chan struct{}
+	text []byte
+	err  error
+}
+
+// fetch begins to get the next chunks, as many as are got at once.
+func (r *logReader) fetch() {
+	for _, c := range r.row[len(r.ahead):min(atOnce, len(r.row))] {
+		f := &fetched{done: make(chan struct{})}
+		r.ahead = append(r.ahead, f)
+		go func() {
+			defer close(f.done)
+			f.text, f.err = r.s.bucket.ReadAll(r.ctx, c.key(r.key))
+		}()
+	}
+}
+
+// chunk opens the first chunk of the row at the next byte.
+func (r *logReader) chunk() (io.ReadCloser, error) {
+	c := r.row[0]
+	if r.s.dir != "" {
+		return r.s.bucket.NewRangeReader(r.ctx, c.key(r.key), r.pos-c.offset, -1, nil)
+	}
+	r.fetch()
+	f := r.ahead[0]
+	<-f.done
+	if f.err != nil {
+		return nil, f.err
+	}
+	return io.NopCloser(bytes.NewReader(f.text[min(r.pos-c.offset, int64(len(f.text))):])), nil
 }
 
 func (r *logReader) Read(p []byte) (int, error) {
@@ -227,13 +269,13 @@ func (r *logReader) Read(p []byte) (int, error) {
 		n, err := r.part.Read(p[:min(int64(len(p)), r.end-r.pos)])
 		r.pos += int64(n)
 		if errors.Is(err, io.EOF) {
-			err = r.Close()
+			err = r.closePart()
 			if err == nil && n == 0 && len(p) > 0 && r.stuck() {
 				err = io.ErrUnexpectedEOF
 			}
 		}
 		if n > 0 || err != nil || len(p) == 0 {
-			return n, err
+			return n, classed(err)
 		}
 	}
 }
@@ -246,16 +288,15 @@ func (r *logReader) stuck() bool {
 // open opens whatever holds the next byte.
 func (r *logReader) open() error {
 	for len(r.row) > 0 && r.row[0].end() <= r.pos {
-		r.row = r.row[1:]
+		r.row, r.ahead = r.row[1:], r.ahead[min(1, len(r.ahead)):]
 	}
 	if len(r.row) > 0 {
-		c := r.row[0]
-		part, err := r.s.bucket.NewRangeReader(r.ctx, c.key(r.key), r.pos-c.offset, -1, nil)
+		part, err := r.chunk()
 		if err == nil {
 			r.part = part
 			return nil
 		}
-		if gcerrors.Code(err) != gcerrors.NotFound {
+		if !missing(err) {
 			return classed(err)
 		}
 		r.row = nil // sealed meanwhile
@@ -270,6 +311,15 @@ func (r *logReader) open() error {
 
 // Close closes the reader.
 func (r *logReader) Close() error {
+	r.cancel()
+	for _, f := range r.ahead {
+		<-f.done
+	}
+	r.end = r.pos // nothing more is to be had
+	return r.closePart()
+}
+
+func (r *logReader) closePart() error {
 	if r.part == nil {
 		return nil
 	}
@@ -315,7 +365,7 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 				return fault.New(op, fault.Conflict, "log %s lacks the bytes from %d to %d", key, size, c.offset)
 			}
 		}
-		r := &logReader{ctx: ctx, s: s, key: key, row: row, end: size}
+		r := s.newLogReader(ctx, key, row, 0, size)
 		err := s.write(ctx, key, r, true)
 		_ = r.Close()
 		if err != nil {
@@ -333,12 +383,12 @@ func (s *Store) Seal(ctx context.Context, key string) error {
 			gone = append(gone, o.Key)
 		}
 	}
-	for _, k := range gone {
-		if err := s.remove(ctx, k); err != nil {
-			return fault.Wrap(op, err)
-		}
+	if err := s.remove(ctx, gone...); err != nil {
+		return fault.Wrap(op, err)
 	}
-	s.prune(key + chunks)
+	if s.dir != "" {
+		prune(filepath.Join(s.dir, filepath.FromSlash(key+chunks)))
+	}
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
@@ -132,6 +133,22 @@ func (c *checkup) ledger(ctx context.Context, cfg *config.Config, open func(cont
 		where = "the database that ledger_url names"
 	}
 	c.add(name, err, "can be read, in "+where)
+}
+
+// artifacts tries the store: who can open it may still not write to it.
+func (c *checkup) artifacts(ctx context.Context, cfg *config.Config, secrets func() config.Secrets) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, secrets),
+		artifact.WithPause(func(int) time.Duration { return askTime / 50 }))
+	if err == nil {
+		err = errors.Join(store.Try(ctx), store.Close())
+	}
+	where := "a folder of the state folder"
+	if cfg.Artifacts != "" {
+		where = cfg.Artifacts
+	}
+	c.add("artifacts", err, "can be written, read and removed, in "+where)
 }
 
 // logFile looks whether the log can be written, without making it.

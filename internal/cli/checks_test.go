@@ -2,6 +2,7 @@ package cli
 
 import (
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -50,6 +51,20 @@ func TestDoctorSaysWhichSettingToChange(t *testing.T) {
 	cfg.LogFile = filepath.Join(dir, "log")
 	c.logFile(cfg)
 	wantFinding(t, c, Good, cfg.LogFile, "")
+
+	c.artifacts(ctx, cfg, func() config.Secrets { return config.Secrets{} })
+	wantFinding(t, c, Good, "the state folder", "")
+	cfg.Artifacts = "s3://bucket?endpoint=http://127.0.0.1:1"
+	c.artifacts(ctx, cfg, func() config.Secrets {
+		return config.Secrets{Store: config.Store{KeyID: "AKIA0", Secret: "0123456789"}}
+	})
+	wantFinding(t, c, Bad, "connection refused", "reach it")
+	cfg.Artifacts = cfg.LogFile + "/artifacts"
+	if err := os.WriteFile(cfg.LogFile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.artifacts(ctx, cfg, func() config.Secrets { return config.Secrets{} })
+	wantFinding(t, c, Bad, "not a directory", "SANDBOX_TEMPORAL_ARTIFACTS")
 
 	c.credentials(ctx, cfg, func(string) string { return "" })
 	if got := c.all[len(c.all)-2]; got.Health != Poor || !strings.Contains(got.Text, "ANTHROPIC_API_KEY") {

@@ -46,6 +46,7 @@ func (p *plugged) doctor(ctx context.Context, g Globals) []Finding {
 	_, err = loadPrices(cfg)
 	c.add("prices", err, "can be read")
 	c.ledger(ctx, cfg, p.books)
+	c.artifacts(ctx, cfg, p.secrets(cfg))
 	c.logFile(cfg)
 	if cfg.Embedded() {
 		p.checkEngine(ctx, &c, cfg)

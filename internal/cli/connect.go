@@ -306,7 +306,8 @@ func lastWords(path string, from int64, kind fault.Kind) error {
 }
 
 // secretNames are the variables that no child process is given.
-var secretNames = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY", "GITHUB_TOKEN", "E2B_API_KEY"}
+var secretNames = []string{"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY", "GITHUB_TOKEN", "E2B_API_KEY",
+	"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
 func withoutSecrets(environ []string) []string {
 	var out []string
@@ -340,7 +341,7 @@ func (p *plugged) beforeStart(ctx context.Context, g Globals, _ string, plan *fo
 	if err != nil {
 		return err
 	}
-	b, err := mine.Reveal()
+	b, err := mine.LentFor(cfg.Artifacts).Reveal()
 	if err != nil {
 		return fault.New("lend credentials", fault.Internal, "%w", err)
 	}

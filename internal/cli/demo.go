@@ -95,7 +95,7 @@ func (p *plugged) runDemo(ctx context.Context, outer *Env, o demoOptions) error 
 	env := *outer
 	env.Getenv = overlay(outer.Getenv, map[string]string{
 		"SANDBOX_TEMPORAL_HOME": state, "SANDBOX_TEMPORAL_PORT": "0", "SANDBOX_TEMPORAL_UI_PORT": "0", "METRICS_PORT": "0",
-		"SANDBOX_TEMPORAL_CONFIG": "", "TEMPORAL_ADDRESS": "", "TEMPORAL_PROFILE": "", "XDG_CONFIG_HOME": dir,
+		"SANDBOX_TEMPORAL_CONFIG": "", "SANDBOX_TEMPORAL_ARTIFACTS": "", "SANDBOX_TEMPORAL_LEDGER_URL": "", "TEMPORAL_ADDRESS": "", "TEMPORAL_PROFILE": "", "XDG_CONFIG_HOME": dir,
 		"ANTHROPIC_BASE_URL": "http://" + ln.Addr().String(), "ANTHROPIC_API_KEY": "demo-key", "ANTHROPIC_AUTH_TOKEN": "", "OPENAI_API_KEY": "", "GITHUB_TOKEN": "", "E2B_API_KEY": "",
 	})
 	inner.env = &env

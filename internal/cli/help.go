@@ -122,6 +122,7 @@ var variables = []struct{ name, text string }{
 	{"SANDBOX_TEMPORAL_PRICES", "a file with prices of your own"},
 	{"SANDBOX_TEMPORAL_ALLOW_UNPRICED", "true: models without a price may be called, at the dearest price"},
 	{"SANDBOX_TEMPORAL_LEDGER_URL", "a PostgreSQL database for the ledger; unset: a file"},
+	{"SANDBOX_TEMPORAL_ARTIFACTS", "a folder or URL for transcripts, prompts, bundles; unset: beside the rest"},
 	{"SANDBOX_TEMPORAL_BUDGET_PER_DAY", "the most USD that all runs may cost on one day"},
 	{"SANDBOX_TEMPORAL_LOG_LEVEL", "debug, info, warn or error, for engine and worker (info)"},
 	{"SANDBOX_TEMPORAL_LOG_FORMAT", "text or json, likewise (text)"},

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
@@ -16,14 +17,23 @@ type transcripts struct{ store *artifact.Store }
 
 var _ Artifacts = transcripts{}
 
-// artifacts opens the store of the state folder.
+// artifacts opens the store of the state folder, or the one that is named.
 func (p *plugged) artifacts(ctx context.Context, g Globals) (Artifacts, error) {
 	cfg, err := home(g.Config)
 	if err != nil {
 		return nil, err
 	}
-	store, err := host.Artifacts(ctx, cfg.Home)
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, p.secrets(cfg)))
 	return transcripts{store}, err
+}
+
+// storeKeys has the artifact store opened with the keys that this command or
+// worker knows.
+func storeKeys(cfg *config.Config, secrets func() config.Secrets) artifact.Option {
+	return artifact.WithKeys(func() artifact.Keys {
+		s := secrets().StoreAt(cfg.Artifacts)
+		return artifact.Keys{ID: s.KeyID, Secret: string(s.Secret), Session: string(s.Session)}
+	})
 }
 
 // Transcript opens what the agent printed in one of its attempts.

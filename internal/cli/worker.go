@@ -13,11 +13,13 @@ import (
 	"go.temporal.io/sdk/client"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/agent"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/artifact"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/config"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/host"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/logs"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/metrics"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/repo"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/tracing"
@@ -33,7 +35,9 @@ func (p *plugged) newWorker(env *Env) *cobra.Command {
 names: it makes sandboxes on this host, runs agents in them and meters their
 calls. Any number of workers can serve one queue. Each keeps a ledger of its own
 unless SANDBOX_TEMPORAL_LEDGER_URL names a PostgreSQL database for all of them:
-with one, the budget of a run holds whatever workers its forks are on.
+with one, the budget of a run holds whatever workers its forks are on. So it is
+with what agents printed, unless SANDBOX_TEMPORAL_ARTIFACTS names a bucket or a
+folder that all of them, and the commands of people, share.
 
 Without TEMPORAL_ADDRESS the engine is the worker; see "up".` + exits(exitOK, exitFailed, exitUsage, exitDenied, exitUnreachable),
 		Example:     `  TEMPORAL_ADDRESS=temporal.example.com:7233 sandbox-temporal worker`,
@@ -81,6 +85,9 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 		return err
 	}
 	secrets.hold(vault)
+	if err := p.tryArtifacts(ctx, cfg, vault, log); err != nil {
+		return err
+	}
 	reg := prometheus.NewRegistry()
 	traces := p.startTraces(ctx, log, "worker")
 	defer traces.Stop(traceFlush)
@@ -102,6 +109,23 @@ func (p *plugged) runWorker(ctx context.Context, env *Env) error {
 	case err := <-h.Failed():
 		return err
 	}
+}
+
+// tryArtifacts tries the artifact store: a worker whose forks could not keep
+// what they did takes no work. One that is only away for a moment is waited
+// for by who needs it.
+func (p *plugged) tryArtifacts(ctx context.Context, cfg *config.Config, v *vault, log *slog.Logger) error {
+	store, err := host.Artifacts(ctx, cfg.Home, cfg.Artifacts, storeKeys(cfg, v.secrets))
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	err = store.Try(ctx)
+	if fault.KindOf(err) == fault.Unavailable {
+		log.Warn("The artifact store cannot be used yet", logs.Error, err)
+		return nil
+	}
+	return err
 }
 
 // counted has Temporal's SDK count what it does. That it cannot is no reason
@@ -139,7 +163,7 @@ func (p *plugged) startHost(ctx context.Context, cfg *config.Config, c client.Cl
 			return repo.Credential{Server: s.GitHubServer, Token: string(s.GitHubToken)}, nil
 		},
 		Program: p.program(cfg), Namespace: cfg.Namespace, Queue: cfg.TaskQueue, Identity: identity,
-		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), DayBudget: cfg.BudgetPerDay,
+		AllowUnpriced: cfg.AllowUnpriced, LedgerURL: string(cfg.LedgerURL), Artifacts: cfg.Artifacts, ArtifactOptions: []artifact.Option{storeKeys(cfg, v.secrets)}, DayBudget: cfg.BudgetPerDay,
 		GatewayURL: strings.TrimRight(cfg.GatewayURL, "/"), GatewayListen: gatewayListen(cfg), GatewayCert: cfg.GatewayCert, GatewayKey: cfg.GatewayKey,
 		Deployment: cfg.Deployment, MetricsHost: cfg.MetricsHost, MetricsPort: port, Registry: reg, Version: p.env.Version, Tracer: t.Tracer(), Logger: log,
 	})

@@ -51,6 +51,10 @@ type Config struct {
 	LedgerURL    Secret
 	BudgetPerDay fork.USD // for all runs that share a ledger, by UTC; 0: no limit
 
+	// Artifacts is where transcripts, prompts and bundles are: an absolute
+	// folder or the URL of a store; empty: a folder in Home.
+	Artifacts string
+
 	Fork Defaults
 
 	settings []Setting

@@ -91,6 +91,7 @@ func TestFlagsBeatEnvironmentBeatsFileBeatsDefaults(t *testing.T) {
 		"allow_unpriced":       {`true`, "no", "YES", "true", "false", "true"},
 		"log_level":            {`"debug"`, "WARN", "error", "debug", "warn", "error"},
 		"ledger_url":           {`"postgres://u:f@h/f"`, "postgresql://u:e@h/e", "", "(set)", "(set)", ""},
+		"artifacts":            {`"~/f"`, "s3://bucket/e?region=x", "", "/home/u/f", "s3://bucket/e?region=x", ""},
 		"budget_per_day":       {`5`, "2.5", "none", "$5.0000", "$2.5000", "none"},
 		"fork.forks":           {`1`, "", "1000", "1", "", "1000"},
 		"fork.model":           {`"f"`, "", "l", "f", "", "l"},
@@ -228,6 +229,9 @@ func TestPlacesOfTheFileAndOfState(t *testing.T) {
 	if c := load(t, vars{"SANDBOX_TEMPORAL_HOME": "here"}); c.Home != filepath.Join(wd, "here") {
 		t.Errorf("a relative home became %s", c.Home)
 	}
+	if c := load(t, vars{"HOME": home, "SANDBOX_TEMPORAL_ARTIFACTS": "here"}); c.Artifacts != filepath.Join(wd, "here") {
+		t.Errorf("relative artifacts became %s", c.Artifacts)
+	}
 }
 
 func TestMisspeltKeyIsAnErrorThatNamesTheRightOne(t *testing.T) {
@@ -284,6 +288,9 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		{where{text: "[fork]\nbudget_per_fork = 0"}, `"fork.budget_per_fork" in /`},
 		{where{text: "[fork]\non_budget = 'ask'"}, `"fork.on_budget" in /`},
 		{where{text: "ledger_url = 'mysql://u:secret@h/d'"}, `"ledger_url" in /`},
+		{where{text: "artifacts = 's3://u:secret@bucket'"}, `"artifacts" in /`},
+		{where{text: "artifacts = 's3://bucket?endpoint=http://u:secret@h'"}, `"artifacts" in /`},
+		{where{text: "artifacts = 's3://secret:%zz@bucket'"}, `"artifacts" in /`},
 		{where{text: "[fork]\nbudget = -1"}, `"fork.budget" in /`},
 		{where{text: "[fork]\nbudget = nan"}, `"fork.budget" in /`},
 		{where{text: "[fork]\nbudget = 1e300"}, `"fork.budget" in /`},
@@ -361,7 +368,7 @@ func TestNamesOfSettingsAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, k := range keys {
 		for _, name := range []string{k.name, k.env, "--" + k.flag} {
-			if other, twice := seen[name]; name != "" && twice {
+			if other, twice := seen[name]; name != "" && name != "--" && twice {
 				t.Errorf("%s belongs to %s and to %s", name, other, k.name)
 			}
 			seen[name] = k.name

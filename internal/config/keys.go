@@ -56,6 +56,7 @@ var keys = []key{
 	textKey("log_format", "SANDBOX_TEMPORAL_LOG_FORMAT", "log-format", "text", `Use "text" or "json".`, logFormat, func(c *Config) *string { return &c.LogFormat }),
 	pathKey("log_file", "SANDBOX_TEMPORAL_LOG_FILE", "log-file", func(c *Config) *string { return &c.LogFile }),
 	ledgerKey("ledger_url", "SANDBOX_TEMPORAL_LEDGER_URL"),
+	placeKey("artifacts", "SANDBOX_TEMPORAL_ARTIFACTS", func(c *Config) *string { return &c.Artifacts }),
 	budgetKey("budget_per_day", "SANDBOX_TEMPORAL_BUDGET_PER_DAY", "budget-per-day", func(c *Config) *fork.USD { return &c.BudgetPerDay }),
 
 	countKey("fork.forks", "forks", 1, fork.MaxForks, func(c *Config) *int { return &c.Fork.Forks }),
@@ -119,6 +120,45 @@ func textKey(name, env, flag, standard, hint string, check func(string) error, f
 			return check(v[0])
 		},
 		show: func(c *Config) string { return *field(c) }}
+}
+
+// placeKey is a folder, or the URL of a store. A URL is shown as it is, so
+// there must be no key in it: keys come from the environment.
+func placeKey(name, env string, field func(*Config) *string) key {
+	return key{name: name, env: env, standard: []string{""}, text: true,
+		hint: "Use the path of a folder, or a URL such as s3://bucket/folder?region=eu-west-1; keys are taken from the environment, as AWS_ACCESS_KEY_ID.",
+		set: func(c *Config, l *loader, v []string) (err error) {
+			*field(c) = v[0]
+			switch {
+			case v[0] == "":
+				return nil
+			case strings.Contains(v[0], "://"):
+				return placeURL(v[0])
+			}
+			*field(c), err = l.absolute(v[0])
+			return err
+		},
+		show: func(c *Config) string { return *field(c) }}
+}
+
+// placeURL refuses a URL that holds a secret, without a word of it. What else
+// may stand in it, the store itself says.
+func placeURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil {
+		return errors.New("it is no URL")
+	}
+	if u.User != nil {
+		return errors.New("it holds a key or a password")
+	}
+	for _, values := range u.Query() {
+		for _, v := range values {
+			if in, err := url.Parse(v); err == nil && in.User != nil {
+				return errors.New("it holds a key or a password")
+			}
+		}
+	}
+	return nil
 }
 
 func portKey(name, env, flag string, standard int, field func(*Config) *int) key {

@@ -60,6 +60,35 @@ type Secrets struct {
 	GitHubServer       string // GITHUB_SERVER_URL, the only server that the token is for
 	E2BKey             Secret // E2B_API_KEY
 	E2B                E2B    // where that key is for
+	Store              Store  // opens the artifact store
+}
+
+// Store are keys of an artifact store that speaks S3, as whoever has them in
+// the environment. Without, they are in files, or the host has a role.
+type Store struct {
+	KeyID   string // AWS_ACCESS_KEY_ID
+	Secret  Secret // AWS_SECRET_ACCESS_KEY
+	Session Secret // AWS_SESSION_TOKEN
+	For     string // the one store that they were lent for; empty: they were not lent
+}
+
+// LentFor returns s for an engine whose artifact store is at place: a key of
+// Amazon's that opens something else is nobody's business there.
+func (s Secrets) LentFor(place string) Secrets {
+	if !strings.HasPrefix(place, "s3://") || s.Store.KeyID == "" {
+		s.Store = Store{}
+		return s
+	}
+	s.Store.For = place
+	return s
+}
+
+// StoreAt returns the keys for the artifact store at place.
+func (s Secrets) StoreAt(place string) Store {
+	if s.Store.For != "" && s.Store.For != place {
+		return Store{}
+	}
+	return s.Store
 }
 
 // E2B says where sandboxes of E2B are made, and of what. Empty: as E2B has it.
@@ -77,7 +106,7 @@ type E2B struct {
 // written.
 func (s Secrets) Texts() []string {
 	var all []string
-	for _, secret := range []Secret{s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey} {
+	for _, secret := range []Secret{s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey, s.Store.Secret, s.Store.Session} {
 		if secret != "" {
 			all = append(all, string(secret))
 		}
@@ -106,6 +135,7 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 			Debug: strings.EqualFold(get("E2B_DEBUG"), "true"), CAFile: get("SANDBOX_TEMPORAL_E2B_CA"),
 			Template: get("SANDBOX_TEMPORAL_E2B_TEMPLATE"), Plan: get("SANDBOX_TEMPORAL_E2B_PLAN"),
 		},
+		Store: Store{KeyID: get("AWS_ACCESS_KEY_ID"), Secret: Secret(get("AWS_SECRET_ACCESS_KEY")), Session: Secret(get("AWS_SESSION_TOKEN"))},
 	}
 	if s.GitHubServer == "" {
 		s.GitHubServer = defaultGitHub
@@ -116,7 +146,8 @@ func ReadSecrets(getenv func(string) string) (Secrets, error) {
 				Hinted("Set %s to an address such as https://example.com, or unset it.", name)
 		}
 	}
-	for name, secret := range map[string]Secret{"ANTHROPIC_API_KEY": s.AnthropicKey, "ANTHROPIC_AUTH_TOKEN": s.AnthropicAuthToken, "OPENAI_API_KEY": s.OpenAIKey, "GITHUB_TOKEN": s.GitHubToken, "E2B_API_KEY": s.E2BKey} {
+	for name, secret := range map[string]Secret{"ANTHROPIC_API_KEY": s.AnthropicKey, "ANTHROPIC_AUTH_TOKEN": s.AnthropicAuthToken, "OPENAI_API_KEY": s.OpenAIKey, "GITHUB_TOKEN": s.GitHubToken, "E2B_API_KEY": s.E2BKey,
+		"AWS_ACCESS_KEY_ID": Secret(s.Store.KeyID), "AWS_SECRET_ACCESS_KEY": s.Store.Secret, "AWS_SESSION_TOKEN": s.Store.Session} {
 		if strings.ContainsFunc(string(secret), func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 			return Secrets{}, fault.New(op, fault.Invalid, "%s holds a space, a line break or a letter that no key has", name).
 				Hinted("Copy the key again, without anything around it.")
@@ -140,6 +171,9 @@ func (s Secrets) Or(older Secrets) Secrets {
 	if s.E2BKey == "" && !s.E2B.Debug {
 		s.E2BKey, s.E2B = older.E2BKey, older.E2B
 	}
+	if s.Store.KeyID == "" {
+		s.Store = older.Store
+	}
 	return s
 }
 
@@ -154,13 +188,18 @@ type revealed struct {
 	E2B                E2B    `json:"e2b,omitzero"`
 	OpenAIKey          string `json:"openai_key,omitempty"`
 	OpenAIBaseURL      string `json:"openai_base_url,omitempty"`
+	StoreKeyID         string `json:"store_key_id,omitempty"`
+	StoreSecret        string `json:"store_secret,omitempty"`
+	StoreSession       string `json:"store_session,omitempty"`
+	StoreFor           string `json:"store_for,omitempty"`
 }
 
 // Reveal returns the secrets as JSON, in the clear: for a file or a socket of
 // mode 0600 and for nothing else.
 func (s Secrets) Reveal() ([]byte, error) {
 	return json.Marshal(revealed{string(s.AnthropicKey), string(s.AnthropicAuthToken), s.AnthropicBaseURL,
-		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey), s.E2B, string(s.OpenAIKey), s.OpenAIBaseURL})
+		string(s.GitHubToken), s.GitHubServer, string(s.E2BKey), s.E2B, string(s.OpenAIKey), s.OpenAIBaseURL,
+		s.Store.KeyID, string(s.Store.Secret), string(s.Store.Session), s.Store.For})
 }
 
 // ParseSecrets reads what Reveal wrote. An error does not quote the data.
@@ -173,6 +212,7 @@ func ParseSecrets(data []byte) (Secrets, error) {
 		AnthropicKey: Secret(r.AnthropicKey), AnthropicAuthToken: Secret(r.AnthropicAuthToken), AnthropicBaseURL: r.AnthropicBaseURL,
 		OpenAIKey: Secret(r.OpenAIKey), OpenAIBaseURL: r.OpenAIBaseURL,
 		GitHubToken: Secret(r.GitHubToken), GitHubServer: r.GitHubServer, E2BKey: Secret(r.E2BKey), E2B: r.E2B,
+		Store: Store{r.StoreKeyID, Secret(r.StoreSecret), Secret(r.StoreSession), r.StoreFor},
 	}, nil
 }
 
@@ -181,8 +221,8 @@ func ParseSecrets(data []byte) (Secrets, error) {
 
 // String names what is set.
 func (s Secrets) String() string {
-	return fmt.Sprintf("{anthropic key %s, anthropic token %s, openai key %s, github token %s, e2b key %s}",
-		s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey)
+	return fmt.Sprintf("{anthropic key %s, anthropic token %s, openai key %s, github token %s, e2b key %s, artifact store %s}",
+		s.AnthropicKey, s.AnthropicAuthToken, s.OpenAIKey, s.GitHubToken, s.E2BKey, s.Store.Secret)
 }
 
 // GoString returns the same as String.

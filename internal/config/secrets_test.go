@@ -16,7 +16,8 @@ const hush = "sk-ant-Very-Secret-123"
 func full() Secrets {
 	return Secrets{AnthropicKey: hush + "1", AnthropicAuthToken: hush + "2", AnthropicBaseURL: "https://api.example.com",
 		GitHubToken: hush + "3", GitHubServer: "https://git.example.com", E2BKey: hush + "4",
-		E2B: E2B{APIURL: "https://e2b.example.com", Domain: "example.org:8443", Debug: true, CAFile: "/ca.pem", Template: "mine", Plan: "pro"}}
+		E2B:   E2B{APIURL: "https://e2b.example.com", Domain: "example.org:8443", Debug: true, CAFile: "/ca.pem", Template: "mine", Plan: "pro"},
+		Store: Store{KeyID: "AKIA1", Secret: hush + "5", Session: hush + "6"}}
 }
 
 func TestSecretsAreReadFromTheEnvironment(t *testing.T) {
@@ -25,6 +26,7 @@ func TestSecretsAreReadFromTheEnvironment(t *testing.T) {
 		"GITHUB_TOKEN": hush + "3", "GITHUB_SERVER_URL": "https://git.example.com", "E2B_API_KEY": hush + "4",
 		"E2B_API_URL": "https://e2b.example.com/", "E2B_DOMAIN": "example.org:8443", "E2B_DEBUG": "true", "SANDBOX_TEMPORAL_E2B_CA": "/ca.pem",
 		"SANDBOX_TEMPORAL_E2B_TEMPLATE": "mine", "SANDBOX_TEMPORAL_E2B_PLAN": "pro",
+		"AWS_ACCESS_KEY_ID": "AKIA1", "AWS_SECRET_ACCESS_KEY": hush + "5", "AWS_SESSION_TOKEN": hush + "6",
 	}.get)
 	if err != nil || got != full() {
 		t.Errorf("%v: %s", err, got)
@@ -37,12 +39,13 @@ func TestSecretsAreReadFromTheEnvironment(t *testing.T) {
 
 func TestBadSecretsAreRefusedAndNotQuoted(t *testing.T) {
 	for name, value := range map[string]string{
-		"ANTHROPIC_BASE_URL":   "api.example.com",
-		"GITHUB_SERVER_URL":    "https://me:" + hush + "@git.example.com",
-		"ANTHROPIC_API_KEY":    hush + " " + hush,
-		"ANTHROPIC_AUTH_TOKEN": hush + "\nX-Header: y",
-		"GITHUB_TOKEN":         "‘" + hush + "’",
-		"E2B_API_KEY":          hush + "\x00",
+		"ANTHROPIC_BASE_URL":    "api.example.com",
+		"GITHUB_SERVER_URL":     "https://me:" + hush + "@git.example.com",
+		"ANTHROPIC_API_KEY":     hush + " " + hush,
+		"ANTHROPIC_AUTH_TOKEN":  hush + "\nX-Header: y",
+		"GITHUB_TOKEN":          "‘" + hush + "’",
+		"E2B_API_KEY":           hush + "\x00",
+		"AWS_SECRET_ACCESS_KEY": hush + " " + hush,
 	} {
 		_, err := ReadSecrets(vars{name: value}.get)
 		if fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), name) || fault.HintOf(err) == "" {
@@ -137,5 +140,32 @@ func TestKeysStayWithTheirAddresses(t *testing.T) {
 	got = Secrets{GitHubToken: "new", GitHubServer: "https://github.com"}.Or(older)
 	if got.GitHubToken != "new" || got.GitHubServer != "https://github.com" || got.AnthropicKey != older.AnthropicKey {
 		t.Errorf("%s at %q", got, got.GitHubServer)
+	}
+	got = Secrets{Store: Store{KeyID: "AKIA2", Secret: "new"}}.Or(older)
+	if got.Store.Secret != "new" || got.Store.Session != "" {
+		t.Errorf("%s", got)
+	}
+}
+
+// Whoever has keys of Amazon's in the environment may have them for something
+// else than our artifacts.
+func TestKeysOfAnArtifactStoreAreLentForThatStoreOnly(t *testing.T) {
+	const mine, other = "s3://mine?region=r", "s3://other?region=r"
+	for place, want := range map[string]Store{
+		"":                      {},
+		"/srv/artifacts":        {},
+		"file:///srv/artifacts": {},
+		mine:                    {"AKIA1", hush + "5", hush + "6", mine},
+	} {
+		if got := full().LentFor(place).Store; got != want {
+			t.Errorf("%q: %+v", place, got)
+		}
+	}
+	lent := full().LentFor(mine)
+	if lent.StoreAt(mine).Secret == "" || lent.StoreAt(other) != (Store{}) || full().StoreAt(other).Secret == "" {
+		t.Error("keys go to a store that they were not lent for, or not to theirs")
+	}
+	if b, err := full().LentFor("").Reveal(); err != nil || bytes.Contains(b, []byte(hush+"5")) {
+		t.Errorf("keys are kept that nobody asked for, %v", err)
 	}
 }

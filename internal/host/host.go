@@ -43,22 +43,24 @@ type Options struct {
 	ModelCredentials func(context.Context) (gateway.Credentials, error)
 	Prices           *gateway.Prices
 
-	GitCredentials func(context.Context) (repo.Credential, error) // nil: git's own helpers only
-	Program        func(name string) (string, error)              // nil: none can be lent
-	Namespace      string
-	Queue          string // empty: orchestrator.DefaultTaskQueue
-	Identity       string // of the workers, in Temporal; empty: the SDK's
-	GatewayURL     string // the gateway's public URL, for sandboxes elsewhere; may be empty
-	GatewayListen  string // host:port where it answers then; empty: somebody else answers there
-	GatewayCert    string // PEM files of its certificate and key; without, only loopback is listened on
-	GatewayKey     string
-	Deployment     string   // label of our sandboxes; empty: this state folder's own
-	LedgerURL      string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
-	DayBudget      fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
-	Version        string   // of the program, for the metrics
-	AllowUnpriced  bool     // models without a price may be called, at the price of the dearest
-	Logger         *slog.Logger
-	Tracer         trace.Tracer // of the gateway's calls; nil: they are not traced. Temporal's are with its client
+	GitCredentials  func(context.Context) (repo.Credential, error) // nil: git's own helpers only
+	Program         func(name string) (string, error)              // nil: none can be lent
+	Namespace       string
+	Queue           string // empty: orchestrator.DefaultTaskQueue
+	Identity        string // of the workers, in Temporal; empty: the SDK's
+	GatewayURL      string // the gateway's public URL, for sandboxes elsewhere; may be empty
+	GatewayListen   string // host:port where it answers then; empty: somebody else answers there
+	GatewayCert     string // PEM files of its certificate and key; without, only loopback is listened on
+	GatewayKey      string
+	Deployment      string // label of our sandboxes; empty: this state folder's own
+	Artifacts       string // the artifact store, a folder or a URL; empty: a folder of the state folder
+	ArtifactOptions []artifact.Option
+	LedgerURL       string   // of the PostgreSQL database that the ledger is in; empty: a file of the state folder
+	DayBudget       fork.USD // the most that all runs together may spend on one day, by UTC; 0: no limit
+	Version         string   // of the program, for the metrics
+	AllowUnpriced   bool     // models without a price may be called, at the price of the dearest
+	Logger          *slog.Logger
+	Tracer          trace.Tracer // of the gateway's calls; nil: they are not traced. Temporal's are with its client
 
 	// MetricsHost and MetricsPort are where metrics and health are served.
 	MetricsHost string // an IP address or a name of this host; empty: DefaultMetricsHost
@@ -126,7 +128,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	if h.doors, err = newDoors(serve, o.Home, h.gateway, &h.serving, o.Logger); err != nil {
 		return nil, err
 	}
-	if h.store, err = Artifacts(ctx, o.Home); err != nil {
+	if h.store, err = Artifacts(ctx, o.Home, o.Artifacts, o.ArtifactOptions...); err != nil {
 		return nil, err
 	}
 	temp := filepath.Join(o.Home, "tmp")

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -27,9 +28,10 @@ import (
 //	tmp/             bundles on their way            secrets     credentials the engine was lent, 0600
 //	doors/           a socket for each sandbox
 
-// Artifacts opens the artifact store of the state folder.
-func Artifacts(ctx context.Context, home string) (*artifact.Store, error) {
-	return artifact.Open(ctx, filepath.Join(home, "artifacts"))
+// Artifacts opens the artifact store at place, a folder or a URL as
+// [artifact.Open] takes it; empty: the one in the state folder.
+func Artifacts(ctx context.Context, home, place string, options ...artifact.Option) (*artifact.Store, error) {
+	return artifact.Open(ctx, cmp.Or(place, filepath.Join(home, "artifacts")), options...)
 }
 
 // LedgerDir is the gateway's folder in the state folder.
