@@ -39,15 +39,17 @@ var floors = map[string][]string{
 	// 2: adapters, blind to each other
 	"internal/sandbox/*": {"internal/fault", "internal/sandbox"},
 	// What a local sandbox is made of, each blind to the others: its cgroup
-	// and limits, what its processes are kept from, the layers of its bases.
+	// and limits, what its processes are kept from, the layers of its bases, how
+	// its programs are started.
 	"internal/sandbox/local/*": {"internal/fault", "internal/sandbox"},
 	// What E2B's provider is tested against: a server that speaks its protocol.
 	"internal/sandbox/e2b/*": {"internal/fault"},
 	// Assembles confine's filter of system calls, when that is built and tested.
 	"internal/sandbox/local/confine/filter": {},
-	"internal/sandbox/local":                {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer"},
-	// A sandbox of gVisor's stands in a cgroup as a local one does.
-	"internal/sandbox/gvisor": {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup"},
+	"internal/sandbox/local":                {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/confine", "internal/sandbox/local/layer", "internal/sandbox/local/launch"},
+	// A sandbox of gVisor's stands in a cgroup as a local one does, and its init
+	// starts programs as another.
+	"internal/sandbox/gvisor": {"internal/fault", "internal/sandbox", "internal/sandbox/local/cgroup", "internal/sandbox/local/launch"},
 	"internal/gateway":        {"internal/fault", "internal/fork", "internal/gateway/ledger", "internal/gateway/governor", "internal/gateway/egress", "internal/gateway/openai"},
 	// What else a gateway is made of, each blind to the others: the pace of the
 	// fleet, the proxy to the rest of the world, what the APIs bill.

@@ -51,7 +51,7 @@ func TestSessions(t *testing.T) {
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "details": cmdDetails, "postgres": cmdPostgres,
 			"s3server": cmdS3server, "s3holds": cmdS3holds,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone, "e2bkill": cmdE2bkill, "e2bfault": cmdE2bfault,
-			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
+			"collector": cmdCollector, "traced": cmdTraced, "spans": cmdSpans, "billed": cmdBilled, "stored": cmdStored, "opened": cmdOpened, "sandboxed": cmdSandboxed,
 		},
 	})
 }
@@ -87,6 +87,7 @@ type session struct {
 
 	prometheus string     // URL of the server that watches the engine
 	collector  *collector // of traces
+	billed     int        // of the model's requests, how many were checked
 }
 
 type sessionKey struct{}

@@ -24,20 +24,31 @@ import (
 // environment.
 const liveStore = "SANDBOX_TEMPORAL_TEST_S3"
 
+// A kind is one of the stores that there are.
+type kind struct {
+	name string
+	open func(*testing.T) *Store
+}
+
 // each runs a test against every kind of store.
 func each(t *testing.T, test func(t *testing.T, s *Store)) {
-	type kind struct {
-		name string
-		open func(*testing.T) *Store
-	}
-	kinds := []kind{
-		{"folder", openDir},
-		{"s3", func(t *testing.T) *Store { return onServer(t, server(t), "") }},
-		{"s3 folder", func(t *testing.T) *Store { return onServer(t, server(t), "team-a/x") }},
-	}
+	t.Helper()
+	run(t, test, kind{"folder", openDir}, kind{"s3", func(t *testing.T) *Store { return onServer(t, server(t), "") }})
+	onServers(t, test)
+}
+
+// onServers runs a test, which may be a large one, against a folder of a
+// bucket, and of a real one when there is one.
+func onServers(t *testing.T, test func(t *testing.T, s *Store)) {
+	t.Helper()
+	run(t, test, kind{"s3 folder", func(t *testing.T) *Store { return onServer(t, server(t), "team-a/x") }})
 	if where := os.Getenv(liveStore); where != "" {
-		kinds = append(kinds, kind{"live", func(t *testing.T) *Store { return openLive(t, where) }})
+		run(t, test, kind{"live", func(t *testing.T) *Store { return openLive(t, where) }})
 	}
+}
+
+func run(t *testing.T, test func(t *testing.T, s *Store), kinds ...kind) {
+	t.Helper()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()

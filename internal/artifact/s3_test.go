@@ -126,7 +126,7 @@ func TestInstallationsShareABucketByFolders(t *testing.T) {
 }
 
 func TestListsAndDeletesGoBeyondOnePage(t *testing.T) {
-	each(t, func(t *testing.T, s *Store) {
+	onServers(t, func(t *testing.T, s *Store) {
 		const n = 1005 // a server gives 1000 at a time
 		var want []string
 		for i := range n {
@@ -158,7 +158,7 @@ func TestListsAndDeletesGoBeyondOnePage(t *testing.T) {
 // A segment of a log can have more chunks than a page: an agent that prints
 // one letter at a time.
 func TestALogOfManyTinyChunksIsWhole(t *testing.T) {
-	each(t, func(t *testing.T, s *Store) {
+	onServers(t, func(t *testing.T, s *Store) {
 		const n = 1100
 		var wg sync.WaitGroup
 		for w := range 8 {
@@ -184,7 +184,7 @@ func TestALogOfManyTinyChunksIsWhole(t *testing.T) {
 }
 
 func TestLargeObjectsComeBackAsTheyWere(t *testing.T) {
-	each(t, func(t *testing.T, s *Store) {
+	onServers(t, func(t *testing.T, s *Store) {
 		text := bytes.Repeat([]byte("0123456789abcdef"), 20<<16) // 20 MiB: several parts
 		if err := s.Put(t.Context(), "k", bytes.NewReader(text)); err != nil {
 			t.Fatal(err)

@@ -120,12 +120,15 @@ func TestDoctorFindsAnOldGit(t *testing.T) {
 func TestPrices(t *testing.T) {
 	s := newSession(t, newMemory())
 	s.want(t, exitOK, "prices")
-	if !strings.Contains(s.out.String(), "sonnet") || !strings.Contains(s.out.String(), "US dollars per million tokens") {
+	if !strings.Contains(s.out.String(), "sonnet") || !strings.Contains(s.out.String(), "US dollars per million tokens, 50 % of it in message batches") {
 		t.Errorf("stdout:\n%s", &s.out)
 	}
 	s.want(t, exitOK, "prices", "-o", "json")
-	var got struct{ Models []struct{ ID string } }
-	if err := json.Unmarshal(s.out.Bytes(), &got); err != nil || len(got.Models) == 0 {
+	var got struct {
+		Batch  float64
+		Models []struct{ ID string }
+	}
+	if err := json.Unmarshal(s.out.Bytes(), &got); err != nil || len(got.Models) == 0 || got.Batch != 0.5 {
 		t.Errorf("%v: %s", err, &s.out)
 	}
 	s.vars["SANDBOX_TEMPORAL_PRICES"] = filepath.Join(t.TempDir(), "none.json")

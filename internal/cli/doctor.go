@@ -54,9 +54,9 @@ func newDoctor(env *Env, run func(context.Context, *Env, doctorOptions) error) *
 		Short:   "Look for what would make a run fail",
 		Long: `Doctor looks for what would make a run fail: missing programs, missing
 credentials, a kernel that cannot isolate, too little room, ports that are
-taken, a ledger that cannot be opened, a Temporal that does not answer. It
-changes nothing, says what to do about each problem, and fails when there is
-one.` + exits(exitOK, exitFailed, exitUsage, exitDetached),
+taken, a ledger that cannot be opened, an artifact store that cannot be written,
+a Temporal that does not answer. It changes nothing that stays, says what to do
+about each problem, and fails when there is one.` + exits(exitOK, exitFailed, exitUsage, exitDetached),
 		Example:     "  sandbox-temporal doctor",
 		Annotations: settings(noSettings), // one that cannot be read is a finding, not an error
 		Args:        args(),

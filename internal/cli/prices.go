@@ -51,8 +51,9 @@ func newPrices(env *Env, run func(context.Context, *Env, pricesOptions) error) *
 		GroupID: groupService,
 		Short:   "List what the models cost",
 		Long: `Prices lists the models that --model takes, their aliases, and what a million
-tokens of each costs in US dollars. Budgets are reckoned with these prices. The
-setting prices_file names a file with prices of your own.` + exits(exitOK, exitFailed, exitUsage),
+tokens of each costs in US dollars; those of message batches cost a share of it.
+Budgets are reckoned with these prices. The setting prices_file names a file
+with prices of your own.` + exits(exitOK, exitFailed, exitUsage),
 		Example: "  sandbox-temporal prices",
 		Args:    args(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), env, opts) },
@@ -69,8 +70,9 @@ func runPrices(_ context.Context, env *Env, opts pricesOptions) error {
 	if opts.Output == "json" {
 		return writeJSON(env.Stdout, struct {
 			Version string          `json:"version"`
+			Batch   gateway.Share   `json:"batch"` // of the price of tokens
 			Models  []gateway.Model `json:"models"`
-		}{p.Version(), p.Models()})
+		}{p.Version(), p.Batch(), p.Models()})
 	}
 	var rows [][]cell
 	add := func(name, aliases string, r gateway.Rate) {
@@ -93,7 +95,7 @@ func runPrices(_ context.Context, env *Env, opts pricesOptions) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(&b, "US dollars per million tokens · prices of %s\n", flat(p.Version()))
+	fmt.Fprintf(&b, "US dollars per million tokens, %s of it in message batches · prices of %s\n", p.Batch(), flat(p.Version()))
 	_, err = io.WriteString(env.Stdout, b.String())
 	return err
 }

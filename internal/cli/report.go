@@ -32,6 +32,7 @@ func printReport(env *Env, rep fork.Report, live map[int]fork.Live, output strin
 		return err
 	}
 	b.WriteString(totals(rep, live) + "\n")
+	writeUncertain(&b, rep)
 	writeHeld(&b, rep.Progress)
 	writeFailures(&b, rep)
 	writeUnverified(&b, rep)
@@ -103,6 +104,17 @@ func resultRow(r fork.Result) []cell {
 	return []cell{
 		{fmt.Sprint(r.ForkNum), plain}, {flat(status), colourOf(r.Status)}, {fmt.Sprint(r.NumTurns), plain}, {dollars(r.Cost), plain},
 		{change, plain}, {files, plain}, {seconds(r.Duration), plain}, {branch, plain},
+	}
+}
+
+// writeUncertain says how much of the cost may turn out not to be one.
+func writeUncertain(b *strings.Builder, rep fork.Report) {
+	var sum fork.USD
+	for _, r := range rep.Results {
+		sum += r.Pending
+	}
+	if sum > 0 {
+		fmt.Fprintf(b, "up to %s of the cost is that of message batches which had not ended: sandbox-temporal report has what they did cost\n", dollars(sum))
 	}
 }
 

@@ -117,6 +117,22 @@ func TestLogsOfVerifications(t *testing.T) {
 	s.want(t, exitUsage, "logs", "@last", "--verify", "--follow")
 }
 
+func TestTheReportSaysWhatIsNotCertain(t *testing.T) {
+	rep := fork.Report{Progress: fork.Progress{Run: "r", Status: fork.Success, Total: 2, Success: 2}, Results: []fork.Result{
+		{ForkNum: 1, Status: fork.Success, Usage: fork.Usage{Cost: fork.Dollar, Pending: fork.Dollar / 4}},
+		{ForkNum: 2, Status: fork.Success, Usage: fork.Usage{Cost: fork.Dollar, Pending: fork.Dollar / 8}},
+	}}
+	s := newSession(t, ended(rep))
+	s.want(t, exitOK, "status", "@last")
+	if want := "up to $0.3750 of the cost is that of message batches which had not ended"; !strings.Contains(s.out.String(), want) {
+		t.Errorf("stdout:\n%s", &s.out)
+	}
+	s.want(t, exitOK, "status", "@last", "-o", "json")
+	if !strings.Contains(s.out.String(), `"pending_usd": 0.125`) {
+		t.Errorf("stdout:\n%s", &s.out)
+	}
+}
+
 func TestReportWithoutResultsIsAListInJSON(t *testing.T) {
 	s := newSession(t, ended(fork.Report{Progress: fork.Progress{Run: testRun, Status: fork.Running, Total: 1}}))
 	s.want(t, exitOK, "status", "@last", "-o", "json")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -224,6 +225,13 @@ func TestLiveViewOnATerminalDetachesOnASignal(t *testing.T) {
 }
 
 func TestAttachJoinsTwoTerminals(t *testing.T) {
+	if signal.Ignored(os.Interrupt) {
+		// As for what a script runs in the background; and so it would be for
+		// all that this test starts, unless it was handled here.
+		handled := make(chan os.Signal, 1)
+		signal.Notify(handled, os.Interrupt)
+		defer signal.Stop(handled)
+	}
 	scr := newScreen(t, 97, 31)
 	before, err := term.GetState(int(scr.tty.Fd()))
 	if err != nil {

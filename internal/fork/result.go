@@ -19,6 +19,10 @@ type Usage struct {
 	OutputTokens     int64 `json:"output_tokens"`
 	CacheReadTokens  int64 `json:"cache_read_tokens"`
 	CacheWriteTokens int64 `json:"cache_write_tokens"`
+
+	// Pending is the part of Cost that is not certain: the most that message
+	// batches can cost of which nobody knows yet what they did.
+	Pending USD `json:"pending_usd,omitempty"`
 }
 
 // Add returns the sum of two usages.
@@ -29,6 +33,7 @@ func (u Usage) Add(v Usage) Usage {
 		OutputTokens:     u.OutputTokens + v.OutputTokens,
 		CacheReadTokens:  u.CacheReadTokens + v.CacheReadTokens,
 		CacheWriteTokens: u.CacheWriteTokens + v.CacheWriteTokens,
+		Pending:          u.Pending + v.Pending,
 	}
 }
 

@@ -167,7 +167,9 @@ func (t *tenant) dismiss() {
 
 // Settle returns when no call of the fork is under way, so that what Usage
 // says after a Revoke is final. Calls that go on for longer than patience are
-// cut off then, and charged as those are whose end nobody saw.
+// cut off then, and charged as those are whose end nobody saw. Batches of the
+// fork are cancelled and settled; one that has not ended by then is in Usage at
+// the most that it can cost, and settled later.
 func (g *Gateway) Settle(ctx context.Context, run string, num int, patience time.Duration) error {
 	const op = "settle account"
 	g.mu.Lock()
@@ -186,10 +188,19 @@ func (g *Gateway) Settle(ctx context.Context, run string, num int, patience time
 	} else {
 		g.mu.Unlock()
 	}
+	if err := g.settleElsewhere(ctx, run, num, patience); err != nil {
+		return err
+	}
+	return fault.Wrap(op, g.finish(ctx, run, num, patience))
+}
+
+// settleElsewhere waits for the calls of the fork in other gateways, which cut
+// them off when they next look at the ledger.
+func (g *Gateway) settleElsewhere(ctx context.Context, run string, num int, patience time.Duration) error {
+	const op = "settle account"
 	if !g.shared {
 		return nil
 	}
-	// Other gateways cut the calls off when they next look at the ledger.
 	late := time.NewTimer(patience + g.limits.elsewhere)
 	defer late.Stop()
 	look := time.NewTicker(100 * time.Millisecond)

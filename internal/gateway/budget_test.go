@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,8 +84,11 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 	}
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			r := newRig(t)
-			r.limits.wait = 2 * time.Second
+			var turns atomic.Int64 // time flies, and batches are due
+			r := newRig(t, func(o *Options) {
+				o.now = func() time.Time { return time.Now().Add(time.Duration(turns.Add(1)) * time.Second) }
+			})
+			r.limits.wait = 300 * time.Millisecond
 			// An API that falls silent is given up. A time-out this short can hit
 			// one that does not, too: then nobody knows what it bills.
 			silent := seed == 2
@@ -116,9 +121,12 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 								t.Errorf("%+v", a)
 							}
 						}
-						if rnd.IntN(4) == 0 {
+						switch rnd.IntN(8) {
+						case 0:
+							side.Go(func() { defer cancel(); r.randomBatch(ctx, token, m) })
+						case 1, 2:
 							side.Go(call)
-						} else {
+						default:
 							call()
 						}
 						if rnd.IntN(30) == 0 {
@@ -132,11 +140,38 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 					}
 				})
 			}
+			ended, ender := make(chan struct{}), make(chan struct{})
+			go func() { // the API ends batches, and gateways look for them
+				defer close(ender)
+				for tick := time.NewTicker(5 * time.Millisecond); ; {
+					select {
+					case <-ended:
+						tick.Stop()
+						return
+					case <-tick.C:
+						r.up.end()
+						r.sweep(t.Context())
+					}
+				}
+			}()
 			agents.Wait()
 			for _, run := range runs {
 				r.idle(run)
 			}
+			close(ended)
+			<-ender
+			bound := fork.USD(0) // what the forks are told in the end
+			for n := range forks {
+				r.settle(runs[n%len(runs)], n+1)
+				bound += r.usage(runs[n%len(runs)], n+1).Cost
+			}
+			r.up.set(func(b *batchesUpstream) { b.reading = "" })
+			r.up.end()
+			r.sweep(t.Context())
 			stop()
+			if billed := r.up.billed(); bound < billed && !silent {
+				t.Errorf("the forks were told %s, the API bills %s", bound, billed)
+			}
 			var total Spent
 			for _, run := range runs {
 				s := r.usage(run, 0)
@@ -149,11 +184,43 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 			if billed := r.up.billed(); total.Cost < billed && !silent {
 				t.Errorf("the books say %s, the API bills %s", total.Cost, billed)
 			}
-			if total.Calls == 0 || total.Refused == 0 {
-				t.Errorf("nothing was tried: %+v", total)
+			if total.Calls == 0 || total.Refused == 0 || len(r.up.batches.list) == 0 {
+				t.Errorf("nothing was tried: %+v, %d batches", total, len(r.up.batches.list))
 			}
 			r.agree(runs...)
 		})
+	}
+}
+
+// randomBatch makes a batch, and reads or cancels it or forgets it.
+func (r *rig) randomBatch(ctx context.Context, token string, m message) {
+	m.max = m.max/20 + 1
+	all := []message{m, {max: m.max/2 + 1, script: script{Out: m.script.Out, Fault: []string{"", errored, "early"}[m.pad%3]}}, {model: "opus", max: 10, script: script{Out: 5}}}
+	all[0].script = script{Out: m.script.Out}
+	if m.pad%7 == 0 {
+		r.up.set(func(b *batchesUpstream) {
+			b.making, b.slow = []string{"", "cut", "500", "unmade"}[m.pad%4], m.pad%2 == 0
+			b.reading = []string{"", "", "cut", "short"}[m.pad%4]
+		})
+	}
+	a := r.do(ctx, http.MethodPost, batchesPath, token, batchOf(all...))
+	var b struct {
+		ID string `json:"id"`
+	}
+	if a.err != nil || a.status != 200 || json.Unmarshal([]byte(a.body), &b) != nil {
+		if a.status == 403 || a.status == 400 || a.status == 404 {
+			r.t.Errorf("%+v", a)
+		}
+		return
+	}
+	switch m.pad % 5 {
+	case 0:
+		r.do(ctx, http.MethodPost, batchesPath+"/"+b.ID+"/cancel", token, "")
+	case 1:
+		r.do(ctx, http.MethodDelete, batchesPath+"/"+b.ID, token, "")
+	}
+	if m.pad%2 == 0 {
+		r.do(ctx, http.MethodGet, batchesPath+"/"+b.ID+"/results", token, "")
 	}
 }
 
@@ -194,6 +261,20 @@ func (r *rig) agree(runs ...string) {
 		if err := r.read(`SELECT COUNT(*) FROM calls WHERE run = ? AND state = 'in_flight'`, run).Scan(&open); err != nil || open != 0 {
 			r.t.Errorf("run %s: %d calls are in flight, %v", run, open, err)
 		}
+	}
+}
+
+func TestTokensAreCountedForNothing(t *testing.T) {
+	r := newRig(t)
+	token := r.grant(Account{Run: "r", Fork: 1, RunBudget: 1}) // a nano-dollar
+	if a := r.send(token, message{max: 1}); a.status != 402 {
+		t.Errorf("%+v", a)
+	}
+	if a := r.do(t.Context(), http.MethodPost, "/v1/messages/count_tokens", token, message{pad: 600}.body()); a.status != 200 || !strings.Contains(a.body, "input_tokens") {
+		t.Errorf("%+v", a)
+	}
+	if got := r.usage("r", 1); got.Cost != 0 || got.Calls != 0 || got.Refused != 1 {
+		t.Errorf("%+v", got)
 	}
 }
 

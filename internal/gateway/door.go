@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -29,9 +30,10 @@ func (g *Gateway) ServeDoor(ctx context.Context, ln net.Listener, d Door) error 
 		return ByDoor.shaped(token) && (owner == nil || owner.run == d.Run && owner.num == d.Fork)
 	}
 	return g.serveOn(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		outside := "http://" + cmp.Or(d.Inside, r.Host)
 		switch {
 		case !egress.Handles(r) || r.Method != http.MethodConnect && r.URL.Host == d.Inside:
-			g.handle(w, r, fits)
+			g.handle(w, r, outside, fits)
 		case d.Proxy == nil:
 			forbid(http.StatusForbidden, "permission_error", "There is no way out of this sandbox.").write(w)
 		default:

@@ -38,6 +38,11 @@ type forwarding struct {
 	patience context.Context // the fork's, when the call came
 	call     *call           // nil for a call that costs nothing
 	request  *request        // nil for a call that costs nothing
+	batch    *order          // nil: it makes none, or the API has it
+	path     string          // the API's, as the agent writes it
+	query    string
+	pace     string // whose pace it goes at, when that is no model's; empty: nobody's
+	outside  string // the gateway's address, as the agent sees it
 
 	gone    atomic.Bool // the agent went away
 	leave   func()      // to be called when the agent went away
@@ -56,37 +61,15 @@ var (
 // not known to be cheaper costs its reservation.
 func (f *forwarding) run() {
 	defer f.charge(whole, ledger.Settlement{State: ledger.Failed, Note: "ended without an account"})
-	// An answer whose agent goes away is read on for a while: what it costs is
-	// told at its end, and an agent that could make calls cheaper by leaving
-	// them would have a way around its budget.
-	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(f.in.Context()))
-	defer f.cancel(nil)
-	defer context.AfterFunc(f.g.closing, func() { f.cancel(errClosing) })()
-	defer context.AfterFunc(f.patience, func() { f.cancel(errGone) })()
-	drain := time.AfterFunc(time.Hour, func() { f.cancel(errGone) })
-	drain.Stop()
-	defer drain.Stop()
-	f.leave = func() {
-		switch {
-		case f.gone.Swap(true):
-		case f.call == nil:
-			f.cancel(errGone)
-		default:
-			drain.Reset(f.g.limits.drain)
-		}
-	}
-	defer context.AfterFunc(f.in.Context(), f.leave)()
-	// A deadline stays with the connection, which the agent may use again.
-	defer f.out.SetWriteDeadline(time.Time{}) //nolint:errcheck // not every server has one
+	defer f.begin()()
 	res, err := f.send()
 	if err != nil {
 		f.unanswered(err)
 		return
 	}
 	defer res.Body.Close() // it was read as far as it is of use
-	idle := time.AfterFunc(f.g.limits.idle, func() { f.cancel(errIdle) })
-	defer idle.Stop()
-	body := &watched{from: res.Body, timer: idle, limit: f.g.limits.idle}
+	body, unwatch := f.watch(res)
+	defer unwatch()
 	encoding := res.Header.Get("Content-Encoding")
 	switch {
 	case res.StatusCode/100 != 2:
@@ -105,6 +88,46 @@ func (f *forwarding) run() {
 	}
 }
 
+// watch gives an answer's body, whose silence ends the call.
+func (f *forwarding) watch(res *http.Response) (body io.Reader, unwatch func()) {
+	idle := time.AfterFunc(f.g.limits.idle, func() { f.cancel(errIdle) })
+	return &watched{from: res.Body, timer: idle, limit: f.g.limits.idle}, func() { idle.Stop() }
+}
+
+// begin makes what the call is cut off by. What it returns is to be called at
+// the call's end.
+func (f *forwarding) begin() (end func()) {
+	// An answer whose agent goes away is read on for a while: what it costs is
+	// told at its end, and an agent that could make calls cheaper by leaving
+	// them would have a way around its budget.
+	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(f.in.Context()))
+	open := context.AfterFunc(f.g.closing, func() { f.cancel(errClosing) })
+	patient := context.AfterFunc(f.patience, func() { f.cancel(errGone) })
+	drain := time.AfterFunc(time.Hour, func() { f.cancel(errGone) })
+	drain.Stop()
+	making := f.batch != nil
+	f.leave = func() {
+		switch {
+		case f.gone.Swap(true):
+		case making: // it takes no longer than its request does, and is made in any case
+		case f.call == nil:
+			f.cancel(errGone)
+		default:
+			drain.Reset(f.g.limits.drain)
+		}
+	}
+	stay := context.AfterFunc(f.in.Context(), f.leave)
+	return func() {
+		// A deadline stays with the connection, which the agent may use again.
+		f.out.SetWriteDeadline(time.Time{}) //nolint:errcheck // not every server has one
+		stay()
+		drain.Stop()
+		patient()
+		open()
+		f.cancel(nil)
+	}
+}
+
 // errPace is a call that the governor could not let through in time.
 var errPace = errors.New("the model API takes no more calls for now")
 
@@ -112,12 +135,15 @@ var errPace = errors.New("the model API takes no more calls for now")
 // it came too fast costs nothing and is sent again, for as long as an agent
 // tolerates silence; then the agent is told, and tries again by itself.
 func (f *forwarding) send() (*http.Response, error) {
-	if f.call == nil {
+	pace := f.pace
+	switch {
+	case f.call != nil:
+		pace = f.g.prices.pace(f.call.model)
+	case pace == "":
 		return f.try() // counts against other limits, of which little is known
 	}
 	patience, cancel := context.WithTimeoutCause(f.ctx, f.g.limits.wait, errPace)
 	defer cancel()
-	pace := f.g.prices.pace(f.call.model)
 	var last *http.Response // that refused the call
 	var waited time.Duration
 	defer func() { f.g.observer.paced(waited) }()
@@ -136,7 +162,11 @@ func (f *forwarding) send() (*http.Response, error) {
 			permit.Done(0, nil)
 			return nil, err
 		}
-		permit.Done(res.StatusCode, res.Header)
+		told := res.Header
+		if f.call == nil {
+			told = untoken(told)
+		}
+		permit.Done(res.StatusCode, told)
 		again := res.StatusCode == http.StatusTooManyRequests || res.StatusCode == governor.StatusOverloaded
 		if again {
 			f.g.observer.limited(res.StatusCode)
@@ -174,13 +204,13 @@ func isStream(res *http.Response) bool {
 // upstream is the request that goes to the API.
 func (f *forwarding) upstream() *http.Request {
 	target := *f.base
-	path := f.in.URL.Path
+	path := f.path
 	if f.maker == OpenAI {
 		path = strings.TrimPrefix(path, openAIPath)
 	}
 	target.Path = strings.TrimRight(f.base.Path, "/") + path
 	target.RawPath = ""
-	target.RawQuery = f.in.URL.RawQuery
+	target.RawQuery = f.query
 	out := &http.Request{
 		Method:     f.in.Method,
 		URL:        &target,
@@ -190,7 +220,15 @@ func (f *forwarding) upstream() *http.Request {
 		ProtoMinor: 1,
 		Header:     requestHeader(f.in.Header, f.cred),
 	}
-	if f.in.Method == http.MethodPost {
+	if f.pace == batchPace {
+		// The gateway finds a batch again where the key leads to.
+		for key := range out.Header {
+			if strings.HasPrefix(key, "Anthropic-Workspace") {
+				delete(out.Header, key)
+			}
+		}
+	}
+	if f.in.Method == http.MethodPost && f.body != nil {
 		out.Header.Set("Content-Type", "application/json")
 		out.ContentLength = int64(len(f.body))
 		out.Body = io.NopCloser(bytes.NewReader(f.body))
@@ -217,6 +255,10 @@ const (
 
 // charge settles the call at a part of its reservation.
 func (f *forwarding) charge(b bound, s ledger.Settlement) {
+	if f.batch != nil {
+		f.batch.charge(b, s)
+		return
+	}
 	if f.call == nil {
 		return
 	}

@@ -10,7 +10,8 @@
 // byte goes out; settle replaces it by what the answer's usage comes to. What
 // is spent and what is reserved never exceed a budget together, so parallel
 // forks cannot overspend it, and a crash in the middle of a call leaves the
-// reservation behind as its price.
+// reservation behind as its price. A message batch outlives all of that: its
+// reservation stays until its results were seen.
 //
 // # What the promise rests on
 //
@@ -28,6 +29,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,12 +85,18 @@ type Options struct {
 	// Observer is told what happens to calls. The zero value is told nothing.
 	Observer Observer
 
+	// NetURL is the address of [Gateway.ServeNet] as sandboxes elsewhere see it.
+	// Empty: https, and the host that they name.
+	NetURL string
+
 	// Transport makes the upstream calls. Nil: HTTP/1.1 with bounded idle
 	// connections through the proxy that the environment names.
 	Transport http.RoundTripper
 
 	// Tracer records a span for each call. Nil: none is recorded.
 	Tracer trace.Tracer
+
+	now func() time.Time // of the age of batches; tests set it
 }
 
 // A Gateway is an [http.Handler] that meters. All its methods may be called
@@ -106,10 +114,13 @@ type Gateway struct {
 	ledger        *ledger.Ledger
 	shared        bool // other gateways use the ledger too
 	dayBudget     fork.USD
+	netURL        string
+	now           func() time.Time
 
 	closing context.Context // done when Close begins
 	stop    context.CancelFunc
 	active  sync.WaitGroup // calls that a handler works on
+	tending sync.WaitGroup // the goroutine that sees to batches
 
 	granting sync.Mutex // held through a whole Grant or Revoke
 
@@ -122,6 +133,9 @@ type Gateway struct {
 	tokens  map[ledger.Hash]*grant
 	tenants map[tenantKey]*tenant
 	unknown int64 // calls with a token that is not good, since the start
+
+	// What the observer was told is held for batches that are not settled.
+	pending map[string]fork.USD
 }
 
 // limits bound what one call may take. Tests shorten them.
@@ -141,6 +155,7 @@ type limits struct {
 	parallel int           // calls of one fork at a time
 
 	elsewhere time.Duration // for other gateways to end their calls of a fork
+	tend      time.Duration // between two looks for batches that nobody has settled
 }
 
 // The header limit is the agents' own (x-stainless-timeout: 600): an answer
@@ -164,6 +179,7 @@ func defaultLimits() limits {
 		parallel: 32,
 
 		elsewhere: 15 * time.Second,
+		tend:      time.Minute,
 	}
 }
 
@@ -173,7 +189,7 @@ var _ http.Handler = (*Gateway)(nil)
 
 // Open opens the ledger, making or upgrading it first. Calls that were in flight
 // when the last gateway died are settled at their reservation and marked
-// crashed. Tokens that were granted and not revoked work again.
+// crashed; batches that the API had accepted are found again. Tokens that were granted and not revoked work again.
 //
 // The kind of the error is Invalid for options that cannot be, otherwise that of
 // [ledger.Open].
@@ -190,6 +206,9 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.now == nil {
+		o.now = time.Now
+	}
 	if o.Transport == nil {
 		o.Transport = defaultTransport()
 	}
@@ -205,10 +224,13 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 		limits:        defaultLimits(),
 		shared:        o.Ledger.URL != "",
 		dayBudget:     o.Ledger.DayBudget,
+		netURL:        strings.TrimRight(o.NetURL, "/"),
+		now:           o.now,
 		prompts:       newPrompts(),
 		lookups:       make(chan struct{}, 4),
 		tokens:        make(map[ledger.Hash]*grant),
 		tenants:       make(map[tenantKey]*tenant),
+		pending:       make(map[string]fork.USD),
 	}
 	g.spans.tracer = o.Tracer
 	g.closing, g.stop = context.WithCancel(context.Background())
@@ -220,6 +242,10 @@ func Open(ctx context.Context, o Options) (*Gateway, error) {
 	if g.ledger, err = ledger.Open(ctx, o.Ledger); err != nil {
 		return nil, fault.Wrap(op, err)
 	}
+	if err := g.recall(ctx); err != nil {
+		return nil, errors.Join(fault.Wrap(op, err), g.ledger.Close())
+	}
+	g.tending.Go(g.tend)
 	return g, nil
 }
 
@@ -242,6 +268,7 @@ func (g *Gateway) Close() error {
 	g.mu.Unlock()
 	g.stop()
 	g.active.Wait()
+	g.tending.Wait()
 	return fault.Wrap("close gateway", g.ledger.Close())
 }
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
@@ -24,6 +25,6 @@ func (g *Gateway) ServeNet(ctx context.Context, ln net.Listener, config *tls.Con
 		ln = tls.NewListener(ln, config)
 	}
 	return g.serveOn(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g.handle(w, r, fits)
+		g.handle(w, r, cmp.Or(g.netURL, "https://"+r.Host), fits)
 	}))
 }

@@ -17,7 +17,9 @@ type Observer struct {
 	Admitted func(took time.Duration)
 
 	// Reserved is told what was set aside for a call, and Settled how that call
-	// ended: each call of the one is followed by one of the other.
+	// ended: each call of the one is followed by one of the other. A batch has a
+	// call for each model in it. One that another gateway has settled is told to
+	// Reserved once more, as a negative sum.
 	Reserved func(held fork.USD)
 	Settled  func(s Settled)
 
@@ -65,21 +67,18 @@ func (o *Observer) paced(took time.Duration) {
 	}
 }
 
-// observe tells the observer how the call ended.
-func (c *call) observe(s ledger.Settlement) {
-	if c.g.observer.Settled == nil {
+// observe tells the observer how a call ended for which it was told that so much
+// is held.
+func (g *Gateway) observe(run string, num int, model string, s ledger.Settlement, held fork.USD) {
+	if g.observer.Settled == nil {
 		return
 	}
-	model := s.Model
-	if model == "" {
-		model = c.model
-	}
-	if id, known := c.g.prices.Resolve(model); known {
+	if id, known := g.prices.Resolve(model); known {
 		model = id
 	}
-	c.g.observer.Settled(Settled{
-		Run: c.tenant.run, Fork: c.tenant.num, Model: model, Answered: s.State == ledger.Settled,
-		Tokens: s.Tokens, Cost: s.Cost, Reserved: c.Reserved,
+	g.observer.Settled(Settled{
+		Run: run, Fork: num, Model: model, Answered: s.State == ledger.Settled,
+		Tokens: s.Tokens, Cost: s.Cost, Reserved: held,
 	})
 }
 

@@ -36,8 +36,17 @@ func (s *seenCalls) observer() Observer {
 	}
 }
 
+func newSeenCalls() *seenCalls { return &seenCalls{refused: map[int]int{}, limited: map[int]int{}} }
+
+// left is what was reserved and not settled.
+func (s *seenCalls) left() fork.USD {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
 func TestTheObserverIsToldOfEveryCall(t *testing.T) {
-	told := &seenCalls{refused: map[int]int{}, limited: map[int]int{}}
+	told := newSeenCalls()
 	r := newRig(t, func(o *Options) { o.Observer = told.observer() })
 	rich := r.grant(Account{Run: "r", Fork: 3})
 	poor := r.grant(Account{Run: "poor", Fork: 1, RunBudget: 1})

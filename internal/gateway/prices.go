@@ -56,6 +56,7 @@ func (m *Model) rate(prompt int64) *Rate {
 type Prices struct {
 	version   string
 	webSearch fork.USD // for one request
+	batch     Share    // of the price of tokens, for those of a message batch
 	models    map[string]*Model
 	aliases   map[string]string
 	dearest   *Model
@@ -67,6 +68,7 @@ type pricesFile struct {
 	Version   string               `json:"version"`
 	Source    string               `json:"source"`
 	WebSearch string               `json:"web_search"`
+	Batch     string               `json:"batch"`
 	Models    map[string]modelFile `json:"models"`
 	Aliases   map[string]string    `json:"aliases"`
 }
@@ -91,8 +93,9 @@ const maxPricesFile = 1 << 20
 // LoadPrices returns the embedded prices, with those of override put over them
 // when it is not nil: a model or an alias that override names replaces the
 // embedded one whole, the others stay. An unknown field, a price that is
-// missing, negative or finer than a nano-dollar a token, and an alias of
-// nothing are errors of kind Invalid: a misspelt price is no price.
+// missing, negative or finer than a nano-dollar a token, a share for batches that
+// is not above 0 and at most 1, and an alias of nothing are errors of kind
+// Invalid: a misspelt price is no price.
 func LoadPrices(override io.Reader) (*Prices, error) {
 	const op = "load prices"
 	p := &Prices{models: make(map[string]*Model), aliases: make(map[string]string)}
@@ -141,6 +144,13 @@ func (p *Prices) merge(b []byte) error {
 			return fmt.Errorf("web_search: %w", err)
 		}
 		p.webSearch = v
+	}
+	if f.Batch != "" {
+		v, err := fork.ParseUSD(f.Batch)
+		if err != nil || v <= 0 || v > fork.Dollar || f.Batch[0] == '$' {
+			return fmt.Errorf("batch: %q is no share: it is more than 0 and at most 1", f.Batch)
+		}
+		p.batch = Share(v)
 	}
 	for id, m := range f.Models {
 		if id == "" {
@@ -205,6 +215,34 @@ const (
 	maxRate    = 100_000 * fork.Dollar
 )
 
+// A Share is a part of a price, in thousand millionths.
+type Share int64
+
+const wholePrice = Share(fork.Dollar)
+
+// String is the share in percent, as "50 %".
+func (s Share) String() string {
+	whole, part, _ := strings.Cut(fork.USD(s * 100).String()[1:], ".")
+	if part = strings.TrimRight(part, "0"); part != "" {
+		whole += "." + part
+	}
+	return whole + " %"
+}
+
+// MarshalJSON writes the share as a number, as 0.5.
+func (s Share) MarshalJSON() ([]byte, error) { return fork.USD(s).MarshalJSON() }
+
+// of returns the share of an amount, rounded up.
+func (s Share) of(u fork.USD) fork.USD {
+	if u <= 0 {
+		return 0
+	}
+	hi, lo := bits.Mul64(uint64(u), uint64(s))
+	lo, carry := bits.Add64(lo, uint64(wholePrice)-1, 0)
+	quo, _ := bits.Div64(hi+carry, lo, uint64(wholePrice)) // hi is less: no share is more than the whole
+	return fork.USD(quo)
+}
+
 // finish checks the aliases and finds the dearest model.
 func (p *Prices) finish() error {
 	p.dearest = &Model{}
@@ -266,6 +304,10 @@ func (p *Prices) Models() []Model {
 
 // WebSearch is the price of one web search by the API.
 func (p *Prices) WebSearch() fork.USD { return p.webSearch }
+
+// Batch is what tokens of a message batch cost, of what they cost elsewhere. What
+// the API's tools cost is the same in a batch.
+func (p *Prices) Batch() Share { return p.batch }
 
 // Resolve returns the name under which the table prices model, which may be an
 // alias ("sonnet") or a full id with a date or a variant behind it
@@ -331,9 +373,19 @@ func (p *Prices) pace(model string) string {
 // Negative counts count as none, and a sum that no int64 holds is the greatest
 // amount there is.
 func (p *Prices) Cost(model string, u Tokens) fork.USD {
+	return plus(p.tokens(model, u), times(u.WebSearches, p.webSearch))
+}
+
+// BatchCost is Cost of a request in a message batch.
+func (p *Prices) BatchCost(model string, u Tokens) fork.USD {
+	return plus(p.batch.of(p.tokens(model, u)), times(u.WebSearches, p.webSearch))
+}
+
+// tokens is what the tokens of u cost.
+func (p *Prices) tokens(model string, u Tokens) fork.USD {
 	m, _ := p.lookup(model)
 	r := m.rate(u.Prompt())
-	sum := times(u.WebSearches, p.webSearch)
+	var sum fork.USD
 	for _, c := range []struct {
 		n    int64
 		rate fork.USD

@@ -118,6 +118,41 @@ func TestOverridePutsItsPricesOverTheList(t *testing.T) {
 	}
 }
 
+func TestTokensOfABatchCostTheirShareRoundedUp(t *testing.T) {
+	p := loadPrices(t)
+	if p.Batch().String() != "50 %" {
+		t.Errorf("%s", p.Batch())
+	}
+	used := Tokens{Input: 3, CacheWrite5m: 5, CacheWrite1h: 7, CacheRead: 11, Output: 13, WebSearches: 2}
+	// 3·2 + 5·2.5 + 7·4 + 11·0.1 + 13·10 = 177.6 millionths of a dollar
+	if got, want := p.BatchCost("sonnet", used), 88_800+2*fork.Dollar/100; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	// A token written by haiku costs 125 billionths.
+	if got := p.BatchCost("haiku", Tokens{CacheWrite5m: 1}); got != 63 {
+		t.Errorf("%s", got)
+	}
+	if got := p.BatchCost("haiku", Tokens{Input: 200_000}); got != fork.Dollar*5/100 {
+		t.Errorf("a long prompt costs %s", got)
+	}
+	big := int64(math.MaxInt64)
+	if got := p.BatchCost("opus", Tokens{Input: big, Output: big, WebSearches: big}); got != maxUSD {
+		t.Errorf("%s", got)
+	}
+	for share, want := range map[string]fork.USD{"1": fork.Dollar, "0.333333333": 333_333_333, "0.000000001": 1} {
+		q, err := LoadPrices(strings.NewReader(`{"version": "mine", "batch": "` + share + `"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := q.BatchCost("sonnet", Tokens{Output: 100_000}); got != want {
+			t.Errorf("%s: %s", share, got)
+		}
+		if got := q.Cost("sonnet", Tokens{Output: 100_000}); got != fork.Dollar {
+			t.Errorf("%s: a call costs %s", share, got)
+		}
+	}
+}
+
 func TestMisspeltPriceIsNoPrice(t *testing.T) {
 	model := func(fields string) string { return `{"version": "v", "models": {"m": {` + fields + `}}}` }
 	const four = `"cache_write_5m": "1", "cache_write_1h": "1", "cache_read": "1", "output": "1"`
@@ -138,6 +173,11 @@ func TestMisspeltPriceIsNoPrice(t *testing.T) {
 		"tier half priced":    model(`"input": "1", "long_above": 5, "long": {"input": "1"}, ` + four),
 		"alias of nothing":    `{"version": "v", "aliases": {"x": "y"}}`,
 		"alias is a model":    `{"version": "v", "aliases": {"claude-opus-5-5": "claude-opus-5"}}`,
+		"batches for free":    `{"version": "v", "batch": "0"}`,
+		"batches dearer":      `{"version": "v", "batch": "1.01"}`,
+		"batches in percent":  `{"version": "v", "batch": "50%"}`,
+		"batches in dollars":  `{"version": "v", "batch": "$0.5"}`,
+		"batches less":        `{"version": "v", "batch": "-0.5"}`,
 		"two tables":          `{"version": "v"} {"version": "v"}`,
 		"endless":             `{"version": "` + strings.Repeat("v", maxPricesFile) + `"}`,
 	} {

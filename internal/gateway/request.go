@@ -5,6 +5,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/sandbox-temporal/sandbox-temporal/internal/fork"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/openai"
 )
@@ -29,6 +30,7 @@ type request struct {
 	papers   int   // bytes of documents
 	remote   int64 // pictures and documents that the API fetches by itself
 	uses     int64 // how often server tools may run; at most maxUses
+	endless  bool  // nobody says how often one of them may
 	advisor  bool  // has a tool that asks another model
 
 	answers  int64           // that are asked for; 0: one
@@ -56,9 +58,14 @@ func readRequest(body []byte) (*request, error) {
 	if err := s.document(); err != nil {
 		return nil, err
 	}
+	q.read()
+	return q, nil
+}
+
+// read is called when all of the request was scanned.
+func (q *request) read() {
 	q.uses = min(q.uses, maxUses)
 	q.unsure = q.unsure || q.pictures > 0 || q.papers > 0 || q.remote > 0 || q.uses > 0 || q.compacts || q.advisor || len(q.fallbacks) > 0
-	return q, nil
 }
 
 // models lists who may answer.
@@ -76,6 +83,7 @@ func (q *request) object(at place, f *frame) {
 		q.media(f)
 	case atMcpServer:
 		q.uses += defaultUses
+		q.endless = true
 	case atEdit:
 		q.compacts = q.compacts || strings.HasPrefix(f.kind, "compact")
 		q.unsure = q.unsure || !strings.HasPrefix(f.kind, "clear_thinking") || f.kinds != 1
@@ -91,6 +99,7 @@ func (q *request) object(at place, f *frame) {
 			q.uses += f.uses
 		default:
 			q.uses += defaultUses
+			q.endless = true
 		}
 	}
 }
@@ -173,6 +182,33 @@ const (
 // max_tokens allows. The prompt has at most one token for every byte of its
 // text, and at most known, where known is not negative: see prompts.
 func (p *Prices) estimate(q *request, maxOutput, known int64) ask {
+	a := ask{Ask: ledger.Ask{Want: q.want(maxOutput)}}
+	for _, s := range p.shares(q, known) {
+		a.prompt += s.read
+		a.Fixed = plus(a.Fixed, plus(s.prompt, s.tools))
+		a.PerToken = plus(a.PerToken, s.perToken)
+	}
+	a.Least = min(a.Want, max(leastOutput, q.thinkingFloor()))
+	a.Enough = min(a.Want, max(enoughOutput, q.thinkingFloor()))
+	return a
+}
+
+// want is how long an answer may be, as far as the gateway lets it.
+func (q *request) want(maxOutput int64) int64 {
+	return min(q.maxTokens, max(maxOutput, q.thinkingFloor()))
+}
+
+// A share is the most that one of the models which may answer can cost.
+type share struct {
+	model    string
+	read     int64    // tokens of the prompt, all rounds together
+	prompt   fork.USD // for these
+	tools    fork.USD // for the API's tools
+	perToken fork.USD // for each token of the answer
+}
+
+// shares is what estimate is reckoned from.
+func (p *Prices) shares(q *request, known int64) []share {
 	// A document's text is compressed, so it has more tokens than its bytes
 	// tell; one per byte, and never more than fits, is what can be said.
 	prompt := int64(q.body-q.pixels) + q.pictures*pictureTokens
@@ -183,26 +219,26 @@ func (p *Prices) estimate(q *request, maxOutput, known int64) ask {
 	if q.remote > 0 {
 		prompt = window
 	}
-	a := ask{Ask: ledger.Ask{Want: min(q.maxTokens, max(maxOutput, q.thinkingFloor()))}}
 	rounds := int64(1)
 	if q.compacts {
 		rounds = 2
 	}
 	// Each model that may answer can do so after the one before it has been
 	// paid for.
+	var all []share
 	for _, name := range q.models() {
 		m, _ := p.lookup(name)
 		rate := m.rate(prompt)
 		// A server tool's result becomes a prompt that is read again.
 		read := rounds * (prompt + q.uses*min(prompt+searchTokens, window))
-		a.prompt += read
-		a.Fixed = plus(a.Fixed, times(read, rate.write(q.hour)/perMillion))
-		a.Fixed = plus(a.Fixed, times(rounds*q.uses, p.webSearch))
-		a.PerToken = plus(a.PerToken, times(rounds*max(q.answers, 1), rate.Output/perMillion))
+		all = append(all, share{
+			model: name, read: read,
+			prompt:   times(read, rate.write(q.hour)/perMillion),
+			tools:    times(rounds*q.uses, p.webSearch),
+			perToken: times(rounds*max(q.answers, 1), rate.Output/perMillion),
+		})
 	}
-	a.Least = min(a.Want, max(leastOutput, q.thinkingFloor()))
-	a.Enough = min(a.Want, max(enoughOutput, q.thinkingFloor()))
-	return a
+	return all
 }
 
 // thinkingFloor is how far max_tokens can be lowered: the API refuses a call

@@ -33,52 +33,64 @@ var errHeldLong = errors.New("held for as long as an agent waits in silence")
 // reserve holds the most that c can cost in every budget it is paid from, and
 // returns when that is durable.
 func (g *Gateway) reserve(ctx context.Context, c *call, hash ledger.Hash) *refusal {
+	held, refused := g.set(ctx, c.tenant, c.model, func(ctx context.Context, r ledger.Request) (err error) {
+		r.Token, r.Path, r.Attempt, r.Ask = hash, c.path, c.attempt, c.ask.Ask
+		c.Call, err = g.ledger.Reserve(ctx, r)
+		return err
+	})
+	c.held = held
+	if refused == nil {
+		g.observer.reserved(c.Reserved)
+	}
+	return refused
+}
+
+// set has the fork's money set aside by do, and says why where that cannot be.
+// Held is true when there was none for a while.
+func (g *Gateway) set(ctx context.Context, t *tenant, model string, do func(context.Context, ledger.Request) error) (held bool, _ *refusal) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(g.closing, func() { cancel(errClosing) })()
-	var held *time.Timer
-	reserved, err := g.ledger.Reserve(ctx, ledger.Request{
-		Run: c.tenant.run, Fork: c.tenant.num, Token: hash, Model: c.model, Path: c.path, Prices: g.prices.Version(), Attempt: c.attempt,
-		Ask: c.ask.Ask, Patience: g.limits.wait,
+	var late *time.Timer
+	err := do(ctx, ledger.Request{
+		Run: t.run, Fork: t.num, Model: model, Prices: g.prices.Version(), Patience: g.limits.wait,
 		Held: func(short ledger.Shortage) {
-			c.held = true
-			if held == nil {
-				held = time.AfterFunc(g.limits.hold, func() { cancel(errHeldLong) })
+			held = true
+			if late == nil {
+				late = time.AfterFunc(g.limits.hold, func() { cancel(errHeldLong) })
 			}
-			g.say(&c.tenant.broke, c.tenant, "a call is held until there is more money", "whose", short.Whose, "left", short.Left.String(), "need", short.Need.String())
+			g.say(&t.broke, t, "a call is held until there is more money", "whose", short.Whose, "left", short.Left.String(), "need", short.Need.String())
 		},
 	})
-	if held != nil {
-		held.Stop()
+	if late != nil {
+		late.Stop()
 	}
 	var short ledger.Shortage
 	switch {
 	case err == nil:
-		c.Call = reserved
-		g.observer.reserved(c.Reserved)
-		return nil
+		return held, nil
 	case errors.As(err, &short):
-		g.say(&c.tenant.broke, c.tenant, "call refused: over budget", "model", c.model, "whose", short.Whose, "left", short.Left.String(), "need", short.Need.String())
-		return forbid(http.StatusPaymentRequired, "billing_error", short.Error())
+		g.say(&t.broke, t, "call refused: over budget", "model", model, "whose", short.Whose, "left", short.Left.String(), "need", short.Need.String())
+		return held, forbid(http.StatusPaymentRequired, "billing_error", short.Error())
 	case errors.Is(err, ledger.ErrRevoked):
-		return refuseToken()
+		return held, refuseToken()
 	case errors.Is(err, ledger.ErrBusy):
-		return comeAgain(5*time.Second, "What is left of the budget is held by other calls.")
+		return held, comeAgain(5*time.Second, "What is left of the budget is held by other calls.")
 	case context.Cause(ctx) == errHeldLong: //nolint:errorlint // it is never wrapped
 		r := refuse(http.StatusServiceUnavailable, "api_error", "The budget does not cover this call, and the run waits for more money: come again.")
 		r.after = time.Second
-		return r
+		return held, r
 	case g.closing.Err() != nil:
-		return refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
+		return held, refuse(http.StatusServiceUnavailable, "api_error", "The gateway is closing.")
 	}
 	switch fault.KindOf(err) {
 	case fault.Cancelled:
-		return refuse(http.StatusServiceUnavailable, "api_error", "The call was given up while it waited for other calls.")
+		return held, refuse(http.StatusServiceUnavailable, "api_error", "The call was given up while it waited for other calls.")
 	case fault.Invalid:
-		return forbid(http.StatusBadRequest, "invalid_request_error", "The call asks for more than any account covers.")
+		return held, forbid(http.StatusBadRequest, "invalid_request_error", "The call asks for more than any account covers.")
 	}
-	g.log.Warn("a call is refused because its reservation cannot be written", "run", c.tenant.run, "fork", c.tenant.num, "error", err)
-	return refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot write its ledger, and forwards nothing unmetered.")
+	g.log.Warn("a call is refused because its reservation cannot be written", "run", t.run, "fork", t.num, "error", err)
+	return held, refuse(http.StatusServiceUnavailable, "api_error", "The gateway cannot write its ledger, and forwards nothing unmetered.")
 }
 
 // seldom is true for 1, 2, 4, 8 …: what an agent can repeat as fast as it likes
@@ -103,7 +115,11 @@ func (c *call) settle(s ledger.Settlement) {
 	if !c.Settle(s) {
 		return
 	}
-	c.observe(s)
+	model := s.Model
+	if model == "" {
+		model = c.model
+	}
+	g.observe(c.tenant.run, c.tenant.num, model, s, c.Reserved)
 	c.record(s)
 	if s.Cost > c.Reserved {
 		g.log.Warn("a call cost more than was reserved for it", "run", c.tenant.run, "fork", c.tenant.num, "cost", s.Cost.String(), "reserved", c.Reserved.String(),

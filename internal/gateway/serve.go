@@ -18,26 +18,80 @@ import (
 
 const messagesPath = "/v1/messages"
 
-// route says whose API a call is for, whether it may pass, and whether it costs
-// money. Everything that is not named here is refused: other parts of the APIs
-// cost money in ways that are not metered, or manage the account.
-func route(r *http.Request) (of Maker, metered, ok bool) {
+// An errand is what a call is for.
+type errand int
+
+// The errands.
+const (
+	nowhere    errand = iota // it does not pass
+	free                     // it costs nothing
+	asking                   // the model, for money
+	making                   // a message batch, for money
+	listing                  // the fork's batches
+	looking                  // at a batch
+	cancelling               // one
+	fetching                 // its results
+	deleting                 // it
+)
+
+// reads reports whether the errand has a body that is passed on.
+func (e errand) reads() bool { return e == asking || e == making || e == free }
+
+// route says whose API a call is for and what for, with the name of a batch where
+// it is about one. Everything that is not named here is refused: other parts of
+// the APIs cost money in ways that are not metered, or manage the account.
+func route(r *http.Request) (of Maker, what errand, batch string) {
 	if r.URL.RawPath != "" { // an escaped path means something else to others
-		return Anthropic, false, false
+		return Anthropic, nowhere, ""
+	}
+	when := func(method string, e errand) errand {
+		if r.Method == method {
+			return e
+		}
+		return nowhere
 	}
 	switch path := r.URL.Path; path {
 	case messagesPath:
-		return Anthropic, true, r.Method == http.MethodPost
+		return Anthropic, when(http.MethodPost, asking), ""
 	case messagesPath + "/count_tokens":
-		return Anthropic, false, r.Method == http.MethodPost
+		return Anthropic, when(http.MethodPost, free), ""
+	case batchesPath:
+		return Anthropic, max(when(http.MethodPost, making), when(http.MethodGet, listing)), ""
 	case string(openai.Responses), string(openai.Chat):
-		return OpenAI, true, r.Method == http.MethodPost
+		return OpenAI, when(http.MethodPost, asking), ""
 	case "/v1/models":
-		return Anthropic, false, r.Method == http.MethodGet
+		return Anthropic, when(http.MethodGet, free), ""
 	default:
-		id, found := strings.CutPrefix(path, "/v1/models/")
-		return Anthropic, false, found && r.Method == http.MethodGet && modelID(id)
+		if id, ok := strings.CutPrefix(path, "/v1/models/"); ok && modelID(id) {
+			return Anthropic, when(http.MethodGet, free), ""
+		}
+		name, ok := strings.CutPrefix(path, batchesPath+"/")
+		if !ok {
+			return Anthropic, nowhere, ""
+		}
+		id, deed, _ := strings.Cut(name, "/")
+		switch {
+		case !batchID(id):
+			return Anthropic, nowhere, ""
+		case name == id:
+			what = max(when(http.MethodGet, looking), when(http.MethodDelete, deleting))
+		case deed == "cancel":
+			what = when(http.MethodPost, cancelling)
+		case deed == "results":
+			what = when(http.MethodGet, fetching)
+		}
+		return Anthropic, what, id
 	}
+}
+
+// notPassed says that a call does not pass, and why where that helps.
+func notPassed(r *http.Request) *refusal {
+	text := "The gateway does not pass " + strconv.Quote(shorten(r.Method+" "+r.URL.Path)) + " on"
+	switch first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, openAIPath+"/"), "/"); first {
+	case "batches", "files", "uploads":
+		text += ": a batch of OpenAI's API is a file that was sent before, and what is in it is not metered here"
+	}
+	return forbid(http.StatusNotFound, "not_found_error", text+".")
 }
 
 func modelID(id string) bool {
@@ -49,27 +103,41 @@ func modelID(id string) bool {
 // takes every good token, whatever way it is for, and whoever uses it says who
 // can reach it.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.handle(w, r, func(string, *tenant) bool { return true })
+	scheme := "http://"
+	if r.TLS != nil {
+		scheme = "https://"
+	}
+	g.handle(w, r, scheme+r.Host, func(string, *tenant) bool { return true })
 }
 
-// handle answers a call. Fits says whether a token may come the way that the
-// call came, first by its text alone, then with its owner.
-func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, fits func(token string, owner *tenant) bool) {
+// handle answers a call. Outside is the gateway's address as the agent sees it.
+// Fits says whether a token may come the way that the call came, first by its
+// text alone, then with its owner.
+func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, outside string, fits func(token string, owner *tenant) bool) {
 	gr, refused := g.admit(r, fits)
 	if refused != nil {
 		g.turnAway(w, refused)
 		return
 	}
 	defer g.leave(gr)
-	of, metered, ok := route(r)
-	if !ok {
-		g.turnAway(w, forbid(http.StatusNotFound, "not_found_error", "The gateway does not pass "+strconv.Quote(shorten(r.Method+" "+r.URL.Path))+" on."))
+	of, what, id := route(r)
+	if what == nowhere {
+		g.turnAway(w, notPassed(r))
 		return
 	}
-	body, refused := g.body(w, r)
-	if refused != nil {
-		g.turnAway(w, refused)
-		return
+	var batch *ledger.Batch
+	if id != "" {
+		if batch, refused = g.batch(r.Context(), gr.tenant, id); refused != nil {
+			g.turnAway(w, refused)
+			return
+		}
+	}
+	var body []byte
+	if what.reads() {
+		if body, refused = g.body(w, r); refused != nil {
+			g.turnAway(w, refused)
+			return
+		}
 	}
 	whole := time.Now()
 	cred, base, refused := g.authority(r.Context(), of)
@@ -80,18 +148,33 @@ func (g *Gateway) handle(w http.ResponseWriter, r *http.Request, fits func(token
 		g.turnAway(w, refused)
 		return
 	}
-	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, maker: of, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience}
-	if metered {
-		if refused := f.meter(gr); refused != nil {
-			g.turnAway(w, refused)
-			return
+	f := &forwarding{g: g, w: w, out: http.NewResponseController(w), in: r, maker: of, cred: cred, base: base, body: body, tenant: gr.tenant, patience: gr.patience,
+		path: r.URL.Path, query: r.URL.RawQuery, outside: outside}
+	held := false
+	switch what {
+	case asking:
+		if refused = f.meter(gr); refused == nil {
+			held = f.call.held
 		}
-		if !f.call.held {
-			g.observer.admitted(time.Since(whole))
-		}
+	case making:
+		held, refused = f.meterBatch(gr)
+	}
+	if refused != nil {
+		g.turnAway(w, refused)
+		return
+	}
+	if (what == asking || what == making) && !held {
+		g.observer.admitted(time.Since(whole))
 	}
 	defer f.traced()()
-	f.run()
+	switch what {
+	case asking, free:
+		f.run()
+	case making:
+		f.make()
+	default:
+		f.errand(what, batch)
+	}
 }
 
 // note says why a call was not served, other than for want of money.
@@ -300,16 +383,12 @@ func (f *forwarding) meter(gr *grant) *refusal {
 	if !ok {
 		known = -1
 	}
-	attempt, err := strconv.Atoi(f.in.Header.Get("X-Stainless-Retry-Count"))
-	if err != nil || attempt < 0 || attempt > 1000 {
-		attempt = 0
-	}
 	c := &call{
 		g:       g,
 		tenant:  gr.tenant,
 		model:   shorten(q.model),
 		path:    f.in.URL.Path,
-		attempt: attempt,
+		attempt: retries(f.in.Header),
 		ask:     g.prices.estimate(q, g.maxOutput, known),
 		marks:   marks,
 		started: time.Now(),

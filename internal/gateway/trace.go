@@ -35,12 +35,24 @@ func (g *Gateway) Trace(ctx context.Context, run string, num int) (forget func()
 // settlement says what it came to.
 func (f *forwarding) traced() (end func()) {
 	s := &f.g.spans
-	if s.tracer == nil || f.call == nil {
+	if s.tracer == nil || f.call == nil && f.batch == nil {
 		return func() {}
 	}
 	ctx := context.Background()
 	if parent, ok := s.parents.Load(tenantKey{f.tenant.run, f.tenant.num}); ok {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, *parent.(*trace.SpanContext)) //nolint:forcetypeassert // only Trace stores
+	}
+	if o := f.batch; o != nil {
+		_, span := s.tracer.Start(ctx, "make batch", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
+			semconv.GenAIProviderNameAnthropic, semconv.ServerAddress(f.base.Hostname()),
+			attribute.String("sandbox.run", f.tenant.run), attribute.Int("sandbox.fork", f.tenant.num),
+			attribute.Int("sandbox.batch.requests", o.requests), attribute.Float64("sandbox.reserved_usd", o.Reserved().Float())))
+		return func() {
+			if o.ID == "" {
+				span.SetStatus(codes.Error, "not made")
+			}
+			span.End()
+		}
 	}
 	// The name that the call gives its model is the agent's to choose: only
 	// one that the price list knows is shown.

@@ -34,6 +34,8 @@ type upstream struct {
 	calls int
 
 	gate chan struct{} // calls that say so wait here
+
+	batches batchesUpstream
 }
 
 type seen struct {
@@ -90,6 +92,10 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("X-Api-Key") != realKey && r.Header.Get("Authorization") != "Bearer "+realKey {
 		w.WriteHeader(401)
 		fmt.Fprintf(w, `{"type":"error","error":{"type":"authentication_error","message":"bad key %s%s"}}`, r.Header.Get("X-Api-Key"), r.Header.Get("Authorization"))
+		return
+	}
+	if strings.HasPrefix(r.URL.Path, batchesPath) {
+		u.batch(w, r, body)
 		return
 	}
 	var q struct {

@@ -118,6 +118,7 @@ func Start(ctx context.Context, o Options) (_ *Host, err error) {
 	if h.gateway, err = gateway.Open(ctx, gateway.Options{
 		Ledger:      ledger.Options{Dir: LedgerDir(o.Home), URL: o.LedgerURL, Name: id, DayBudget: o.DayBudget},
 		Credentials: o.ModelCredentials, Prices: o.Prices, AllowUnpriced: o.AllowUnpriced, Observer: observer(m), Logger: o.Logger, Tracer: o.Tracer,
+		NetURL: o.GatewayURL,
 	}); err != nil {
 		return nil, err
 	}

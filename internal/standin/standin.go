@@ -31,7 +31,9 @@
 //
 // A token is four bytes of tools, system and messages, or of what is said.
 // cache_control is honoured with a simulated prompt cache. [Server.Requests]
-// is the truth that a ledger can be compared with.
+// is the truth that a ledger can be compared with. A request of a batch that
+// succeeded is one of them, with the tier "batch"; the batch itself charges
+// nothing.
 package standin
 
 import (
@@ -80,6 +82,7 @@ type Server struct {
 	mu       sync.Mutex
 	arrived  int
 	requests []Request
+	made     []*batch
 	tries    map[string]int // calls so far, by session, script and step
 	chosen   map[string]int // variant, by session and script
 	uses     map[string]int // sessions, by script and variant
@@ -173,7 +176,7 @@ func (s *Server) Requests() []Request {
 }
 
 // ServeHTTP answers POST /v1/messages, POST /v1/messages/count_tokens,
-// POST /v1/responses (of OpenAI's API),
+// everything below /v1/messages/batches, POST /v1/responses (of OpenAI's API),
 // GET /v1/models and GET /v1/models/ID; anything else is not found.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
@@ -191,6 +194,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, req, http.StatusUnauthorized, "", "invalid x-api-key")
 		return
 	}
+	batches, ofBatches := strings.CutPrefix(r.URL.Path, batchesPath)
 	model, oneModel := strings.CutPrefix(r.URL.Path, "/v1/models/")
 	switch {
 	case r.Method == http.MethodPost && r.URL.Path == "/v1/messages":
@@ -201,6 +205,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if c := s.readResponses(w, r, req); c != nil {
 			s.respond(w, r, req, c)
 		}
+	case ofBatches:
+		s.batches(w, r, req, batches)
 	case r.Method == http.MethodPost && r.URL.Path == "/v1/messages/count_tokens":
 		if c := s.read(w, r, req); c != nil {
 			_, total := c.blocks()
@@ -272,10 +278,7 @@ func (s *Server) id(n int) string {
 
 func (s *Server) ended(req *Request) {
 	s.mu.Lock()
-	if len(s.requests) >= maxRequests {
-		s.requests = slices.Delete(s.requests, 0, maxRequests/16)
-	}
-	s.requests = append(s.requests, *req)
+	s.keep(req)
 	s.mu.Unlock()
 	if s.opts.Log == nil {
 		return
@@ -291,6 +294,14 @@ func (s *Server) ended(req *Request) {
 	defer s.logged.Unlock()
 	// A log that cannot be written is no reason to fail a request.
 	_, _ = s.opts.Log.Write(append(line, '\n'))
+}
+
+// keep remembers a request that ended. The caller holds s.mu.
+func (s *Server) keep(req *Request) {
+	if len(s.requests) >= maxRequests {
+		s.requests = slices.Delete(s.requests, 0, maxRequests/16)
+	}
+	s.requests = append(s.requests, *req)
 }
 
 func masked(key string) string {

@@ -26,7 +26,9 @@ import (
 type workshop struct {
 	options
 	watch
-	dir          string
+	outer        string // the folder, and everything that is made lies below it
+	dir          string // where the sandboxes lie
+	where        string // what is to be said of that
 	mark         string // stands in the command line of everything that an engine leaves running
 	local        *local.Provider
 	localOptions local.Options
@@ -88,14 +90,18 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, err
 	}
-	state := filepath.Join(dir, "state")
-	made := local.Options{Dir: state, Supervisor: []string{supervisor}, Spares: spares}
-	w = &workshop{options: o, dir: dir, mark: filepath.Base(dir), local: local.New(made), localOptions: made}
+	w = &workshop{options: o, outer: dir, mark: filepath.Base(dir)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close(context.WithoutCancel(ctx)))
 		}
 	}()
+	if err := w.settle(ctx); err != nil {
+		return nil, err
+	}
+	state := filepath.Join(w.dir, "state")
+	w.localOptions = local.Options{Dir: state, Supervisor: []string{supervisor}}
+	w.local = local.New(w.localOptions)
 	o.logf("making a base of %d files", o.files)
 	if err := w.makeBase(ctx, largeBase, o.files); err != nil {
 		return nil, err
@@ -106,10 +112,6 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 	}
 	return w, nil
 }
-
-// spares is how many sandboxes the worker keeps ready, as cmd/sandbox-temporal
-// has it.
-const spares = 8
 
 // Names of bases.
 const (
@@ -157,13 +159,16 @@ func runIn(ctx context.Context, sb sandbox.Sandbox, id string, cmd sandbox.Cmd) 
 // close destroys what still lives, removes the folder and looks for what
 // should not be there any more.
 func (w *workshop) close(ctx context.Context) error {
-	w.local.Close()
-	infos, err := w.local.List(ctx, nil)
-	errs := []error{err}
-	for _, i := range infos {
-		errs = append(errs, w.local.Destroy(ctx, i.Ref))
+	var errs []error
+	if w.local != nil {
+		w.local.Close()
+		infos, err := w.local.List(ctx, nil)
+		errs = append(errs, err)
+		for _, i := range infos {
+			errs = append(errs, w.local.Destroy(ctx, i.Ref))
+		}
 	}
-	errs = append(errs, removeAll(w.dir))
+	errs = append(errs, removeAll(w.outer))
 	for _, g := range w.cgroups() {
 		_ = unix.Rmdir(g) // of a peer that failed half-way; who still lives there is seen below
 	}
@@ -210,7 +215,7 @@ func (w *workshop) leftovers() (left []string) {
 	for pid := range w.processes() {
 		left = append(left, "process "+pid)
 	}
-	mounts, _ := mountsBelow(w.dir)
+	mounts, _ := mountsBelow(w.outer)
 	left = append(left, mounts...)
 	return append(left, w.cgroups()...)
 }
@@ -343,7 +348,8 @@ func firstLine(s string) string {
 // ours is the engine of this project.
 type ours struct {
 	*workshop
-	base string
+	local *local.Provider
+	base  string
 
 	mu    sync.Mutex
 	boxes map[int]box
@@ -356,7 +362,7 @@ type box struct {
 }
 
 func newOurs(w *workshop, base string) *ours {
-	return &ours{workshop: w, base: base, boxes: map[int]box{}}
+	return &ours{workshop: w, local: w.local, base: base, boxes: map[int]box{}}
 }
 
 func (e *ours) name() string               { return "sandbox-temporal" }

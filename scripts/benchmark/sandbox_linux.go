@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
@@ -73,7 +74,7 @@ func measureSandboxes(ctx context.Context, o options) (tables []table, err error
 		{"idle memory a sandbox", "≤ 2 MiB", mib(our.memory), our.memory <= 2<<20},
 	}
 	tables = append(tables, sequenceTable(scores, o.n), crowdTable(scores), memoryTable(scores))
-	steps := []func(context.Context, *workshop) ([]table, []figure, error){measurePause(scores), measureAttach, measureGit, measureOutput, measureGrowth}
+	steps := []func(context.Context, *workshop) ([]table, []figure, error){measureSpares(scores), measurePause(scores), measureAttach, measureGit, measureOutput, measureGrowth, measureFormats}
 	for _, step := range steps {
 		t, f, err := step(ctx, w)
 		if err != nil {
@@ -83,7 +84,7 @@ func measureSandboxes(ctx context.Context, o options) (tables []table, err error
 		figures = append(figures, f...)
 	}
 	kept := figureTable(figures)
-	kept.note = w.String()
+	kept.note = strings.TrimSpace(w.where + " " + w.String())
 	return append([]table{kept}, tables...), nil
 }
 
@@ -208,10 +209,8 @@ func sequenceTable(scores []*score, n int) table {
 		title: "One after the other",
 		note: fmt.Sprintf("A sandbox over the same frozen base, copy on write, and in it /bin/true; a further /bin/true; destroyed again, files and all. "+
 			"%d of each engine, a fifth of that of those that need more than 60 ms, in turns of %d. Milliseconds. "+
-			"Ours keeps up to %d sandboxes ready while it is asked for more, as it does for runs; what it takes to make new ones "+
-			"is spent beside what is measured. "+
 			"Bubblewrap and nsenter(1) keep no supervisor, no limits, and no way back to a sandbox for a second process; "+
-			"the overlay is mounted by this program for them, and for runsc and docker.", n, block, spares),
+			"the overlay is mounted by this program for them, and for runsc and docker.", n, block),
 		columns: []string{"engine", "create + first command p50", "p99", "× ours", "further command p50", "p99", "destroy p50", "p99"},
 	}
 	our := scores[0]
@@ -257,6 +256,46 @@ func memoryTable(scores []*score) table {
 		t.add(s.engine.name(), mib(s.memory), fmt.Sprintf("%.1f", s.processes))
 	}
 	return t
+}
+
+// measureSpares makes sandboxes of which some are kept ready.
+func measureSpares(scores []*score) func(context.Context, *workshop) ([]table, []figure, error) {
+	return func(ctx context.Context, w *workshop) ([]table, []figure, error) {
+		const spares = 8
+		options := w.localOptions
+		options.Spares = spares
+		e := newOurs(w, largeBase)
+		e.local = local.New(options)
+		defer e.local.Close()
+		defer e.close(context.WithoutCancel(ctx)) //nolint:errcheck // what is left fails the end of the section
+		var create, further, destroy series
+		for start := 0; start < w.n; start += block {
+			w.quiet(ctx) // and its spares are there
+			for _, step := range []struct {
+				to *series
+				do func(context.Context, int) error
+			}{{&create, e.create}, {&further, e.exec}, {&destroy, e.destroy}} {
+				for i := range min(block, w.n-start) {
+					took, err := timed(func() error { return step.do(ctx, start+i) })
+					if err != nil {
+						return nil, nil, err
+					}
+					*step.to = append(*step.to, took)
+				}
+			}
+		}
+		t := table{
+			title: "Sandboxes that are kept ready",
+			note: fmt.Sprintf("With SANDBOX_TEMPORAL_SPARE_SANDBOXES=%d, as against none, which is the default: one after the other, in turns of %d. "+
+				"New ones are made beside what is measured. Milliseconds.", spares, block),
+			columns: []string{"kept ready", "create + first command p50", "p99", "further command p50", "destroy p50"},
+		}
+		our := scores[0]
+		t.add("0", ms(our.create.p(.5)), ms(our.create.p(.99)), ms(our.exec.p(.5)), ms(our.destroy.p(.5)))
+		t.add(strconv.Itoa(spares), ms(create.p(.5)), ms(create.p(.99)), ms(further.p(.5)), ms(destroy.p(.5)))
+		w.logf("%d kept ready                       create+first %6s  further %6s  destroy %6s ms", spares, ms(create.p(.5)), ms(further.p(.5)), ms(destroy.p(.5)))
+		return []table{t}, nil, nil
+	}
 }
 
 func measurePause(scores []*score) func(context.Context, *workshop) ([]table, []figure, error) {

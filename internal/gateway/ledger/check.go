@@ -24,6 +24,9 @@ var checks = []struct{ rule, query string }{
 	{"a day is not the sum of its calls", `SELECT d.day FROM days d LEFT JOIN (SELECT day, SUM(cost) AS cost,
 		SUM(CASE WHEN state = 'in_flight' THEN reserved ELSE 0 END) AS held FROM calls GROUP BY day) c
 		ON c.day = d.day WHERE d.spent <> COALESCE(c.cost, 0) OR d.reserved <> COALESCE(c.held, 0)`},
+	{"a batch is settled and a call of it is not", `SELECT b.id FROM batches b JOIN calls c ON c.batch = b.id WHERE b.state = 'settled' AND c.state = 'in_flight'`},
+	{"a call is of a batch that is not there, or is another fork's", `SELECT c.batch FROM calls c LEFT JOIN batches b ON b.id = c.batch AND b.run = c.run AND b.fork = c.fork
+		WHERE c.batch <> '' AND b.id IS NULL`},
 }
 
 // Check reads the whole ledger as it stands at one moment and returns

@@ -26,6 +26,9 @@
 // after all, from a gateway that was only thought dead, puts the true cost in
 // its place.
 //
+// A batch that the API has accepted goes on without its gateway and can be asked
+// for: it stays reserved until somebody settles it. See [Batch].
+//
 // # Group commit
 //
 // A durable commit waits for a disk. Only one goroutine of a gateway writes at a
@@ -179,7 +182,8 @@ func Open(ctx context.Context, o Options) (_ *Ledger, err error) {
 
 // Close writes what is left and closes the files. Calls that wait are told that
 // the ledger is closed; those that were not settled stay in flight, and are
-// charged at their reservation by the next Open. A second Close does nothing.
+// charged at their reservation by the next Open, but for batches. A second Close
+// does nothing.
 func (l *Ledger) Close() error {
 	const op = "close ledger"
 	l.mu.Lock()

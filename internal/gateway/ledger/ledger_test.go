@@ -363,6 +363,46 @@ func TestLedgerOfTheFirstVersionIsUpgraded(t *testing.T) {
 	}
 }
 
+// A ledger of the version before there were batches is taken over in both
+// databases.
+func TestLedgerOfTheSecondVersionIsUpgraded(t *testing.T) {
+	everywhere(t, func(t *testing.T, o Options) {
+		s := open2(t, o)
+		p, err := s.provider(s.write)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.UpTo(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{
+			`INSERT INTO days (day, spent, reserved) VALUES ('2026-11-01', 70, 30)`,
+			`INSERT INTO runs (run, budget, spent, reserved, created) VALUES ('r', 1000, 70, 30, 1)`,
+			`INSERT INTO forks (run, fork, spent, reserved, calls, token_sha256) VALUES ('r', 1, 70, 30, 1, '` + HashOf("r/1").text() + `')`,
+			`INSERT INTO calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, cost, state, started) VALUES (1, 0, 'r', 1, '2026-11-01', 'm', '/', 'p', 0, 90, 70, 'settled', 1)`,
+			`INSERT INTO calls (id, owner, run, fork, day, model, path, prices, attempt, reserved, state, started) VALUES (2, 0, 'r', 1, '2026-11-01', 'm', '/', 'p', 0, 30, 'in_flight', 1)`,
+		} {
+			if _, err := s.write.Exec(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		l := open(t, o)
+		if got := usage(t, l, "r", 1); got.Cost != 100 || got.Pending != 0 || got.Calls != 2 {
+			t.Errorf("%+v", got)
+		}
+		accept(t, reserveBatch(t, l, "r", 1, twoModels...), "batch-1")
+		if got := usage(t, l, "r", 0); got.Cost != 600 || got.Pending != 500 {
+			t.Errorf("%+v", got)
+		}
+		if err := l.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // fill makes the database behave as on a disk that has room for so many pages.
 func fill(t *testing.T, l *Ledger, pages int) {
 	t.Helper()

@@ -82,7 +82,8 @@ func (l *Ledger) dead() (condition string, args []any) {
 }
 
 // settleDead charges what was in flight when other gateways, or earlier starts
-// of this one, died.
+// of this one, died. Calls of a batch go on without a gateway, and can be asked
+// for: see Batch.
 func (l *Ledger) settleDead(ctx context.Context) error {
 	const op = "settle calls of the dead"
 	where, args := l.dead()
@@ -94,7 +95,7 @@ func (l *Ledger) settleDead(ctx context.Context) error {
 		model    string
 	}
 	found, err := l.store.read.QueryContext(ctx, `SELECT c.id, c.day, c.run, c.fork, c.reserved, c.model FROM calls c
-		LEFT JOIN owners o ON o.num = c.owner WHERE c.state = 'in_flight' AND `+where+` ORDER BY c.id LIMIT 10000`, args...)
+		LEFT JOIN owners o ON o.num = c.owner WHERE c.state = 'in_flight' AND c.batch = '' AND `+where+` ORDER BY c.id LIMIT 10000`, args...)
 	if err != nil {
 		return l.store.fault(op, err)
 	}
@@ -114,7 +115,7 @@ func (l *Ledger) settleDead(ctx context.Context) error {
 	for _, c := range all {
 		s := Settlement{Model: c.model, State: Crashed, Cost: c.reserved, Note: "in flight when its gateway died: charged at its reservation", ended: l.now()}
 		e := &entry{
-			want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id}.itself,
+			want:   want{day: c.day, run: c.fork.run, num: c.fork.num, calls: []int64{c.id}}.itself,
 			decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.reserved, s) },
 			answer: func(err error) { results <- err },
 		}
@@ -140,7 +141,7 @@ func (l *Ledger) settleDead(ctx context.Context) error {
 // tellRevoked names the forks whose calls should end.
 func (l *Ledger) tellRevoked(ctx context.Context) error {
 	found, err := l.store.read.QueryContext(ctx, `SELECT DISTINCT c.run, c.fork FROM calls c JOIN forks f ON f.run = c.run AND f.fork = c.fork
-		WHERE c.owner = $1 AND c.state = 'in_flight' AND f.token_sha256 = ''`, l.owner)
+		WHERE c.owner = $1 AND c.state = 'in_flight' AND c.batch = '' AND f.token_sha256 = ''`, l.owner)
 	if err != nil {
 		return l.store.fault("read ledger", err)
 	}

@@ -25,6 +25,9 @@ type world struct {
 	paid    atomic.Int64 // calls that were forwarded
 	refused atomic.Int64
 	crashes atomic.Int64
+
+	batches sync.Map     // what each bills in the end, by the API's name for it
+	made    atomic.Int64 // of them
 }
 
 func newWorld(t *testing.T, options ...Options) *world {
@@ -84,6 +87,10 @@ func (w *world) agent(n int, run string, num, calls int, rnd *rand.Rand) {
 		fate, share, pause := rnd.IntN(10), rnd.Float64(), time.Duration(rnd.IntN(2000))*time.Microsecond
 		call := func() {
 			defer cancel()
+			if fate >= 8 {
+				w.batch(ctx, n, r, share, fate == 9)
+				return
+			}
 			c, err := w.ledger(n).Reserve(ctx, r)
 			if err != nil {
 				w.blame(err)
@@ -118,6 +125,57 @@ func (w *world) agent(n int, run string, num, calls int, rnd *rand.Rand) {
 			side.Go(call)
 		} else {
 			call()
+		}
+	}
+}
+
+// batch is a batch that an agent makes, and in most cases forgets. It is billed
+// when the API has it, whoever dies then.
+func (w *world) batch(ctx context.Context, n int, r Request, share float64, cut bool) {
+	parts := []Part{{"m", r.Ask.Fixed}, {"n", r.Ask.Cost(r.Ask.Want) - r.Ask.Fixed}}
+	b, err := w.ledger(n).ReserveBatch(ctx, r, parts)
+	if err != nil {
+		w.blame(err)
+		return
+	}
+	cost := fork.USD(float64(b.Reserved()) * share)
+	w.billed.Add(int64(cost))
+	w.paid.Add(2)
+	if cut { // the API's answer does not come
+		for _, c := range b.Calls {
+			c.Settle(Settlement{State: Failed, Cost: c.Reserved})
+		}
+		return
+	}
+	id := fmt.Sprint("batch-", w.made.Add(1))
+	w.batches.Store(id, cost)
+	if err := b.Accept(context.Background(), id, 2); err != nil {
+		for _, c := range b.Calls {
+			c.Settle(Settlement{State: Failed, Cost: c.Reserved})
+		}
+		return
+	}
+	if share < 0.3 {
+		w.tend(n)
+	}
+}
+
+// tend settles the batches that are there, as some gateway does.
+func (w *world) tend(n int) {
+	open, err := w.ledger(n).OpenBatches(context.Background(), "", 0)
+	if err != nil {
+		return // it died
+	}
+	for _, b := range open {
+		bill, ok := w.batches.Load(b.ID)
+		if !ok {
+			w.t.Errorf("nobody made batch %s", b.ID)
+			continue
+		}
+		cost := bill.(fork.USD)
+		first := min(cost, b.Calls[0].Reserved)
+		if _, err := b.Settle(context.Background(), settled(first, cost-first)); err != nil && fault.KindOf(err) != fault.Unavailable {
+			w.t.Errorf("%v", err)
 		}
 	}
 }
@@ -200,6 +258,9 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 		for n := range gateways {
 			w.crash(n) // what nobody settled is charged
 		}
+		for n := range gateways {
+			w.tend(n)
+		}
 		for n := range forks {
 			w.drain([]string{"a", "b", "c"}[n%3], n+1)
 		}
@@ -216,7 +277,7 @@ func TestSpentNeverExceedsABudget(t *testing.T) {
 		if total.Cost > o.DayBudget || total.Calls < int(w.paid.Load()) || int64(total.Cost) < w.billed.Load() {
 			t.Error("the books are wrong")
 		}
-		if w.paid.Load() == 0 || w.refused.Load() < int64(forks) || w.crashes.Load() == 0 {
+		if w.paid.Load() == 0 || w.made.Load() == 0 || w.refused.Load() < int64(forks) || w.crashes.Load() == 0 {
 			t.Error("nothing was tried")
 		}
 		if err := spectator.check(t.Context()); err != nil {

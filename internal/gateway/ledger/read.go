@@ -9,8 +9,8 @@ import (
 )
 
 // Usage returns what a fork has spent, or the whole run when num is 0, with
-// everything that was settled before. Of a run that made no call it returns
-// zeros.
+// everything that was settled before, and what batches that are not settled may
+// cost at most. Of a run that made no call it returns zeros.
 func (l *Ledger) Usage(ctx context.Context, run string, num int) (Spent, error) {
 	const op = "read usage"
 	// What was settled is written before the next entry is.
@@ -30,29 +30,47 @@ const usageOf = `SELECT CAST(COALESCE(SUM(spent), 0) AS bigint), CAST(COALESCE(S
 	CAST(COALESCE(SUM(cache_write), 0) AS bigint), CAST(COALESCE(SUM(refused), 0) AS bigint), COALESCE(MAX(held), ''), COALESCE(MAX(short), '')
 	FROM forks WHERE run = $1`
 
+// pendingOf is what is reserved for batches that are not settled.
+const pendingOf = `SELECT CAST(COALESCE(SUM(c.reserved), 0) AS bigint) FROM batches b JOIN calls c ON c.batch = b.id AND c.batch <> ''
+	WHERE b.state = 'open' AND c.state = 'in_flight' AND b.run = $1`
+
 func (s *store) usage(ctx context.Context, run string, num int) (u Spent, err error) {
 	query, args := usageOf, []any{run}
+	pending := pendingOf
 	if num != 0 {
 		query, args = usageOf+" AND fork = $2", []any{run, num}
+		pending += " AND b.fork = $2"
 	}
 	// Each fork that is followed asks this once in a second or two.
-	stmt, err := s.asked(ctx, query)
+	// A batch that is settled between the two questions is counted twice for that
+	// once, rather than not at all.
+	stmt, err := s.asked(ctx, pending)
 	if err != nil {
+		return u, err
+	}
+	if err = stmt.QueryRowContext(ctx, args...).Scan(&u.Pending); err != nil {
+		return u, err
+	}
+	if stmt, err = s.asked(ctx, query); err != nil {
 		return u, err
 	}
 	err = stmt.QueryRowContext(ctx, args...).
 		Scan(&u.Cost, &u.Calls, &u.InputTokens, &u.OutputTokens, &u.CacheReadTokens, &u.CacheWriteTokens, &u.Refused, &u.Held, &u.Short)
-	return u, err
+	if err != nil {
+		return u, err
+	}
+	u.Cost += u.Pending
+	return u, nil
 }
 
 // InFlight counts the calls of a fork that are reserved and not settled, in all
-// gateways.
+// gateways. Those of batches are not in it: nobody waits for them.
 func (l *Ledger) InFlight(ctx context.Context, run string, num int) (n int, err error) {
 	const op = "read ledger"
 	if err := l.do(ctx, want{}, nil); err != nil {
 		return 0, fault.Wrap(op, err)
 	}
-	err = l.store.read.QueryRowContext(ctx, "SELECT COUNT(*) FROM calls WHERE run = $1 AND fork = $2 AND state = 'in_flight'", run, num).Scan(&n)
+	err = l.store.read.QueryRowContext(ctx, "SELECT COUNT(*) FROM calls WHERE run = $1 AND fork = $2 AND state = 'in_flight' AND batch = ''", run, num).Scan(&n)
 	if err != nil {
 		return 0, l.store.fault(op, err)
 	}

@@ -47,6 +47,8 @@ type Request struct {
 	Attempt int    // the caller's own count of its retries
 	Ask     Ask
 
+	parts []Part // of a batch
+
 	// Patience is how long the call waits for others to settle, when it would
 	// fit then.
 	Patience time.Duration
@@ -122,7 +124,7 @@ type waiter struct {
 	hold    bool // of never: it may wait for more money
 	short   Shortage
 	lacks   [3]bool // which budgets are short: of the fork, the run, the day
-	call    *Call
+	calls   []*Call
 
 	answered chan error    // gets one, when there is a verdict that stands
 	waits    chan struct{} // gets one when the call begins to wait for others
@@ -143,6 +145,16 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (*Call, error) {
 		return nil, fault.New(op, fault.Invalid, "the call may cost more than any account covers")
 	}
 	r.Model, r.Path, r.Prices = tidy(r.Model), tidy(r.Path), tidy(r.Prices)
+	calls, err := l.reserve(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return calls[0], nil
+}
+
+// reserve is Reserve for all calls of a request.
+func (l *Ledger) reserve(ctx context.Context, r Request) ([]*Call, error) {
+	const op = "reserve"
 	w := &waiter{request: r, answered: make(chan error, 1), waits: make(chan struct{}, 1), holding: make(chan Shortage, 1)}
 	if !l.hurry(w.entry(l)) {
 		return nil, errClosed
@@ -155,7 +167,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (*Call, error) {
 			if err != nil {
 				return nil, err
 			}
-			return w.call, nil
+			return w.calls, nil
 		case <-w.waits:
 			late := time.NewTimer(r.Patience)
 			defer late.Stop()
@@ -180,7 +192,7 @@ func (l *Ledger) Reserve(ctx context.Context, r Request) (*Call, error) {
 		if err := <-w.answered; err != nil { // in the very moment
 			return nil, err
 		}
-		return w.call, nil
+		return w.calls, nil
 	}
 }
 
@@ -224,7 +236,7 @@ func (l *Ledger) judge(s *sheet, w *waiter) (out int64) {
 
 // decide books the call if it can be paid now.
 func (l *Ledger) decide(s *sheet, w *waiter) {
-	w.call = nil
+	w.calls = nil
 	if l.gaveUp(w) {
 		w.verdict = gone
 		return
@@ -234,20 +246,23 @@ func (l *Ledger) decide(s *sheet, w *waiter) {
 	key := forkKey{r.Run, r.Fork}
 	switch {
 	case w.verdict == pays:
-		l.seq++
-		c := &Call{
-			Output: out, Reserved: r.Ask.Cost(out), l: l, id: l.owner<<ownerShift | l.seq, fork: key, day: w.day,
-			started: l.now(), request: r, unsettled: make(chan struct{}, 1),
-		}
-		c.unsettled <- struct{}{}
-		for _, b := range s.balances(w.day, key) {
-			b.reserved += c.Reserved
+		for _, p := range r.each(out) {
+			l.seq++
+			c := &Call{
+				Output: out, Reserved: p.Most, l: l, id: l.owner<<ownerShift | l.seq, fork: key, day: w.day,
+				started: l.now(), request: r, unsettled: make(chan struct{}, 1),
+			}
+			c.request.Model, c.request.parts = p.Model, nil
+			c.unsettled <- struct{}{}
+			for _, b := range s.balances(w.day, key) {
+				b.reserved += c.Reserved
+			}
+			s.opened = append(s.opened, c)
+			w.calls = append(w.calls, c)
 		}
 		s.days[w.day].budget = l.o.DayBudget
 		s.forks[key].held = ""
-		s.opened = append(s.opened, c)
 		s.change(w.day, key)
-		w.call = c
 	case w.hold:
 		if f, why := s.forks[key], w.short.Error(); f.held != why {
 			f.held = why
@@ -258,6 +273,14 @@ func (l *Ledger) decide(s *sheet, w *waiter) {
 		s.forks[key].short = w.short.Of
 		s.changedForks[key] = true
 	}
+}
+
+// each lists the calls to be reserved: one, or those of a batch.
+func (r *Request) each(out int64) []Part {
+	if len(r.parts) > 0 {
+		return r.parts
+	}
+	return []Part{{Model: r.Model, Most: r.Ask.Cost(out)}}
 }
 
 // fit finds the verdict, and how many output tokens can be had.

@@ -44,17 +44,23 @@ func (c *Call) Settle(s Settlement) (first bool) {
 	default:
 		return false
 	}
+	s = s.tidy(c)
+	c.l.add(&entry{
+		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, calls: []int64{c.id}, ours: !c.elsewhere}.itself,
+		decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.Reserved, s) },
+	})
+	return true
+}
+
+// tidy makes the settlement of c fit for the books.
+func (s Settlement) tidy(c *Call) Settlement {
 	if s.Model == "" {
 		s.Model = c.request.Model
 	}
 	s.Model, s.RequestID, s.Note = tidy(s.Model), tidy(s.RequestID), tidy(s.Note)
 	s.Cost = max(s.Cost, 0)
 	s.ended = c.l.now()
-	c.l.add(&entry{
-		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id, ours: !c.elsewhere}.itself,
-		decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.Reserved, s) },
-	})
-	return true
+	return s
 }
 
 // Find returns the latest call that the fork made of that path at that attempt,
@@ -83,13 +89,19 @@ func (l *Ledger) Find(ctx context.Context, run string, num int, path string, att
 // ID is the call's in the ledger.
 func (c *Call) ID() int64 { return c.id }
 
+// Model is the one that the call was reserved for.
+func (c *Call) Model() string { return c.request.Model }
+
+// Prices is the version of the table that the call was reserved with.
+func (c *Call) Prices() string { return c.request.Prices }
+
 // void takes a reservation back that may or may not be on the disk, and was
 // never used. The caller has the ledger's mu.
 func (c *Call) void() {
 	l := c.l
 	s := Settlement{Model: c.request.Model, State: Failed, Note: "never forwarded", ended: l.now()}
 	l.enqueue(&entry{
-		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, call: c.id}.itself,
+		want:   want{day: c.day, run: c.fork.run, num: c.fork.num, calls: []int64{c.id}}.itself,
 		decide: func(sh *sheet) { sh.settle(c.id, c.day, c.fork, c.Reserved, s) },
 	})
 	l.signal()

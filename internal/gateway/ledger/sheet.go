@@ -63,18 +63,21 @@ type callRow struct {
 // A sheet is what one transaction works on: the rows it has read, changed in
 // memory, and the new ones. Nothing of it counts before it is committed.
 type sheet struct {
-	days  map[string]*dayRow
-	runs  map[string]*runRow
-	forks map[forkKey]*forkRow
-	calls map[int64]*callRow
+	days    map[string]*dayRow
+	runs    map[string]*runRow
+	forks   map[forkKey]*forkRow
+	calls   map[int64]*callRow
+	batches map[string]*batchRow
 
-	changedDays   map[string]bool
-	changedRuns   map[string]bool
-	changedForks  map[forkKey]bool
-	changedTokens map[forkKey]bool
-	opened        []*Call         // that were reserved
-	closed        []*callRow      // that were settled
-	freed         map[string]bool // see marks
+	changedDays    map[string]bool
+	changedRuns    map[string]bool
+	changedForks   map[forkKey]bool
+	changedTokens  map[forkKey]bool
+	changedBatches map[string]bool
+	opened         []*Call         // that were reserved
+	closed         []*callRow      // that were settled
+	joined         []joining       // calls that belong to a batch from now on
+	freed          map[string]bool // see marks
 }
 
 // A want is what an entry reads.
@@ -82,8 +85,9 @@ type want struct {
 	day    string // empty: none
 	run    string // empty: none
 	num    int    // 0: no fork
-	call   int64  // 0: none
-	ours   bool   // the call is this gateway's own
+	calls  []int64
+	ours   bool   // the calls are this gateway's own
+	batch  string // empty: none
 	create bool   // the run and the fork are made when they are missing
 	repo   string
 	pause  bool
@@ -120,7 +124,7 @@ func (s *sheet) balances(day string, key forkKey) [3]*balance {
 
 // empty reports whether there is nothing to write.
 func (s *sheet) empty() bool {
-	return len(s.changedDays)+len(s.changedRuns)+len(s.changedForks)+len(s.changedTokens)+len(s.opened)+len(s.closed) == 0
+	return len(s.changedDays)+len(s.changedRuns)+len(s.changedForks)+len(s.changedTokens)+len(s.changedBatches)+len(s.opened)+len(s.closed)+len(s.joined) == 0
 }
 
 // A cache is what is known to stand in the database. It is used only where
@@ -157,11 +161,12 @@ func (c *cache) keep(s *sheet) {
 // database.
 func (p *pen) load(ctx context.Context, wants []want, known *cache) (*sheet, error) {
 	s := &sheet{
-		days: map[string]*dayRow{}, runs: map[string]*runRow{}, forks: map[forkKey]*forkRow{}, calls: map[int64]*callRow{},
+		days: map[string]*dayRow{}, runs: map[string]*runRow{}, forks: map[forkKey]*forkRow{}, calls: map[int64]*callRow{}, batches: map[string]*batchRow{},
 		changedDays: map[string]bool{}, changedRuns: map[string]bool{}, changedForks: map[forkKey]bool{}, changedTokens: map[forkKey]bool{},
-		freed: map[string]bool{},
+		changedBatches: map[string]bool{},
+		freed:          map[string]bool{},
 	}
-	days, runs, forks, calls := map[string]bool{}, map[string]want{}, map[forkKey]want{}, map[int64]bool{}
+	days, runs, forks, calls, batches := map[string]bool{}, map[string]want{}, map[forkKey]want{}, map[int64]bool{}, map[string]bool{}
 	for _, w := range wants {
 		if w.day != "" {
 			days[w.day] = true
@@ -172,12 +177,15 @@ func (p *pen) load(ctx context.Context, wants []want, known *cache) (*sheet, err
 		if key := (forkKey{w.run, w.num}); w.num != 0 && (w.create || forks[key].run == "") {
 			forks[key] = w
 		}
-		switch {
-		case w.call == 0:
-		case w.ours && p.store.alone:
-			s.calls[w.call] = &callRow{id: w.call, known: true}
-		default:
-			calls[w.call] = true
+		for _, id := range w.calls {
+			if w.ours && p.store.alone {
+				s.calls[id] = &callRow{id: id, known: true}
+			} else {
+				calls[id] = true
+			}
+		}
+		if w.batch != "" {
+			batches[w.batch] = true
 		}
 	}
 	for day := range days {
@@ -207,7 +215,10 @@ func (p *pen) load(ctx context.Context, wants []want, known *cache) (*sheet, err
 	if err := p.loadForks(ctx, s, forks); err != nil {
 		return nil, err
 	}
-	return s, p.loadCalls(ctx, s, calls)
+	if err := p.loadCalls(ctx, s, calls); err != nil {
+		return nil, err
+	}
+	return s, p.loadBatches(ctx, s, batches)
 }
 
 var (
@@ -322,7 +333,7 @@ var (
 
 // save writes what the sheet has changed.
 func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
-	var days, runs, forks, tokens, opened, closed [][]any
+	var days, runs, forks, tokens, opened, closed, joined, batches [][]any
 	for _, day := range slices.Sorted(maps.Keys(s.changedDays)) {
 		r := s.days[day]
 		days = append(days, []any{int64(r.budget), int64(r.spent), int64(r.reserved), r.day})
@@ -349,10 +360,17 @@ func (p *pen) save(ctx context.Context, s *sheet, owner int64) error {
 		closed = append(closed, []any{e.Model, e.Tokens.Input, e.Tokens.CacheWrite5m, e.Tokens.CacheWrite1h, e.Tokens.CacheRead,
 			e.Tokens.Output, e.Tokens.WebSearches, int64(e.Cost), string(e.State), int64(e.Status), e.RequestID, e.Note, millis(e.ended), c.id})
 	}
+	for _, j := range s.joined {
+		joined = append(joined, []any{j.batch, j.call})
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.changedBatches)) {
+		b := s.batches[id]
+		batches = append(batches, []any{b.id, b.run, int64(b.num), int64(b.requests), b.state, bit(b.deleted), b.created, b.looked})
+	}
 	for _, each := range []struct {
 		st   statement
 		rows [][]any
-	}{{saveDay, days}, {saveRun, runs}, {saveFork, forks}, {saveToken, tokens}, {openCall, opened}, {closeCall, closed}} {
+	}{{saveDay, days}, {saveRun, runs}, {saveFork, forks}, {saveToken, tokens}, {openCall, opened}, {closeCall, closed}, {joinCall, joined}, {saveBatch, batches}} {
 		if err := p.put(ctx, each.st, each.rows); err != nil {
 			return err
 		}

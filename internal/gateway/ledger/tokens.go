@@ -16,7 +16,8 @@ type Tokens struct {
 // look at.
 func (t Tokens) Prompt() int64 { return t.Input + t.CacheWrite5m + t.CacheWrite1h + t.CacheRead }
 
-// Spent is what a fork or a run has used. Calls under way are not in it.
+// Spent is what a fork or a run has used. Calls under way are not in it; batches
+// that are not settled are, at the most that they can cost: see Usage.Pending.
 type Spent struct {
 	fork.Usage
 	Calls   int    // that have ended, well or not

@@ -12,7 +12,7 @@ func (l *Ledger) answer(w *waiter, err error) {
 	switch {
 	case err != nil:
 		if l.unsure && w.verdict == pays {
-			w.call.void()
+			w.void()
 		}
 		if w.held && !w.gaveUp {
 			// It waits for a person, who need not know of a moment's trouble.
@@ -38,11 +38,18 @@ func (l *Ledger) answer(w *waiter, err error) {
 	}
 	if w.gaveUp {
 		if err == nil {
-			w.call.void()
+			w.void()
 		}
 		return
 	}
 	w.answered <- err
+}
+
+// void takes back what was reserved. The caller has the ledger's mu.
+func (w *waiter) void() {
+	for _, c := range w.calls {
+		c.void()
+	}
 }
 
 // giveUp ends the wait, and reports false when there is an answer already.

@@ -2,12 +2,9 @@ package gvisor
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -15,49 +12,8 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
-
-// searchPath is PATH in a sandbox.
-const searchPath = sandbox.ProgramDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// goBin is where the Go installer puts what everybody expects to find.
-const goBin = "/usr/local/go/bin"
-
-// Exit codes of a program that could not be run, as a shell gives them.
-const (
-	exitNotFound = 127
-	exitNoExec   = 126
-)
-
-// environment is what every process gets.
-func environment() []string {
-	p := searchPath
-	if st, err := os.Stat(goBin); err == nil && st.IsDir() {
-		p += ":" + goBin
-	}
-	return []string{"PATH=" + p, "HOME=" + sandbox.Home, "USER=agent", "LOGNAME=agent", "SHELL=/bin/sh", "LANG=C.UTF-8", "TERM=dumb"}
-}
-
-// addEnv returns base with extra added; of two values the later one holds.
-func addEnv(base []string, extra [][]byte) []string {
-	env, at := []string{}, map[string]int{}
-	add := func(kv string) {
-		k, _, _ := strings.Cut(kv, "=")
-		if i, ok := at[k]; ok {
-			env[i] = kv
-			return
-		}
-		at[k] = len(env)
-		env = append(env, kv)
-	}
-	for _, kv := range base {
-		add(kv)
-	}
-	for _, kv := range extra {
-		add(string(kv))
-	}
-	return env
-}
 
 // A program is one that init has started under an id.
 type program struct {
@@ -111,7 +67,7 @@ func (p *programs) take() {
 		}
 		if g, ok := p.ids[pid]; ok {
 			delete(p.ids, pid)
-			exit := exitOf(status)
+			exit := launch.ExitOf(status)
 			if g.limit != "" && exit.Code != 0 {
 				exit = sandbox.Exit{Code: 128 + int(unix.SIGKILL), Signal: string(sandbox.Kill), Limit: g.limit}
 			}
@@ -127,17 +83,6 @@ func (g *program) end(exit sandbox.Exit) {
 	}
 	g.exit = exit
 	close(g.done)
-}
-
-func exitOf(status unix.WaitStatus) sandbox.Exit {
-	if !status.Signaled() {
-		return sandbox.Exit{Code: status.ExitStatus()}
-	}
-	name := strings.TrimPrefix(unix.SignalName(status.Signal()), "SIG")
-	if name == "" {
-		name = fmt.Sprint(int(status.Signal()))
-	}
-	return sandbox.Exit{Code: 128 + int(status.Signal()), Signal: name}
 }
 
 // find returns the program that was started under id.
@@ -259,7 +204,7 @@ func (in *initProcess) run(g *program, q request) error {
 func (in *initProcess) execute(g *program, q request, files []uintptr, terminal bool) (exit sandbox.Exit, note string, err error) {
 	const op = "start process"
 	var file string
-	dir, env := string(q.Cmd.Dir), addEnv(environment(), q.Cmd.Env)
+	dir, env := string(q.Cmd.Dir), launch.Environment(q.Cmd.Env)
 	args := make([]string, len(q.Cmd.Args))
 	for i, a := range q.Cmd.Args {
 		args[i] = string(a)
@@ -269,7 +214,7 @@ func (in *initProcess) execute(g *program, q request, files []uintptr, terminal 
 		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 			return fault.New(op, fault.Invalid, "folder %q: %w", dir, errors.Join(err, unix.ENOTDIR))
 		}
-		file, missing = lookPath(args[0], dir, env)
+		file, missing = launch.Find(args[0], dir, env)
 		return nil
 	})
 	if err != nil {
@@ -281,17 +226,10 @@ func (in *initProcess) execute(g *program, q request, files []uintptr, terminal 
 			Sys: &syscall.SysProcAttr{Setsid: true, Setctty: terminal, Credential: credential()},
 		})
 	}
-	switch {
-	case err == nil:
-		return exit, "", nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return sandbox.Exit{Code: exitNotFound}, fmt.Sprintf("sandbox: %s: command not found\n", cut(args[0])), nil
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ELOOP):
-		return sandbox.Exit{Code: exitNoExec}, fmt.Sprintf("sandbox: %s: %v\n", cut(args[0]), err), nil
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
-		return exit, "", fault.New(op, fault.Unavailable, "%w", err)
+	if err != nil {
+		return launch.Refusal(op, args[0], err)
 	}
-	return exit, "", fault.New(op, fault.Invalid, "%w", err)
+	return sandbox.Exit{}, "", nil
 }
 
 // exec forks under the lock that the reaper needs.
@@ -365,49 +303,6 @@ func (in *initProcess) output(q request, r *response, s *stream) (func(bool), er
 			_, _ = s.Write(buf[:n]) // an error: nobody reads it
 		}
 	}, nil
-}
-
-// lookPath finds a program the way a shell does. A name with a slash is
-// looked up from dir. It runs on the hand.
-func lookPath(name, dir string, env []string) (string, error) {
-	if strings.Contains(name, "/") {
-		if !path.IsAbs(name) {
-			name = path.Join(dir, name)
-		}
-		return name, executable(name)
-	}
-	var search string
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			search = v
-		}
-	}
-	found := error(unix.ENOENT)
-	for d := range strings.SplitSeq(search, ":") {
-		if name == "" || !path.IsAbs(d) {
-			continue
-		}
-		p := path.Join(d, name)
-		err := executable(p)
-		if err == nil {
-			return p, nil
-		}
-		if errors.Is(err, unix.EACCES) {
-			found = err // as a shell: the best reason is kept
-		}
-	}
-	return "", found
-}
-
-func executable(p string) error {
-	var st unix.Stat_t
-	if err := unix.Stat(p, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return unix.EACCES
-	}
-	return unix.Faccessat2(unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
 }
 
 // maxOutput bounds what is kept of one stream of a process. What it writes

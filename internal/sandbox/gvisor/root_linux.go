@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
 
 // etc is the part of /etc that is the sandbox's own. There is no network but
@@ -315,7 +316,7 @@ func writeConfig(box string, r record, argv []string) (setup, error) {
 		Version: "1.2.0", Hostname: "sandbox", Mounts: mounts,
 		Process: ociProcess{
 			User: map[string]int{"uid": 0, "gid": 0}, Args: append(append([]string{insideInit}, argv[1:]...), initWord), Cwd: "/",
-			Env:          []string{"PATH=" + searchPath},
+			Env:          []string{"PATH=" + launch.SearchPath},
 			Capabilities: map[string][]string{"bounding": initCapabilities, "effective": initCapabilities, "permitted": initCapabilities},
 			// Nothing in a sandbox gains a privilege by being executed.
 			NoNewPrivileges: true,

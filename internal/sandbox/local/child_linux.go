@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
 
 // An initChild is the sandbox's init as its supervisor has it. It is no
@@ -61,7 +62,7 @@ func (c *initChild) wait() (sandbox.Exit, error) {
 		var status unix.WaitStatus
 		_, waitErr := unix.Wait4(c.pid, &status, 0, nil)
 		if !errors.Is(waitErr, unix.EINTR) {
-			return exitOf(status), errors.Join(err, waitErr)
+			return launch.ExitOf(status), errors.Join(err, waitErr)
 		}
 	}
 }

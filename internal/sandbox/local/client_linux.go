@@ -234,7 +234,7 @@ type attachedProcess struct {
 }
 
 // ReadAt reads the file that the process writes to.
-func (p *attachedProcess) ReadAt(_ context.Context, stream sandbox.Stream, b []byte, offset int64) (int, error) {
+func (p *attachedProcess) ReadAt(ctx context.Context, stream sandbox.Stream, b []byte, offset int64) (int, error) {
 	const op = "local: read output"
 	if (stream != sandbox.Stdout && stream != sandbox.Stderr) || offset < 0 {
 		return 0, fault.New(op, fault.Invalid, "stream %q from byte %d", stream, offset)
@@ -244,7 +244,11 @@ func (p *attachedProcess) ReadAt(_ context.Context, stream sandbox.Stream, b []b
 		f, err = p.a.open(path.Join("proc", "p-"+p.id, string(stream)), unix.O_RDONLY, 0) // of a supervisor that speaks protocol 1
 	}
 	if errors.Is(err, os.ErrNotExist) {
-		return 0, gone(op, p.a.handle)
+		// Nothing was written yet, if the process is there.
+		if _, _, err := p.look(ctx, op, opProcess); err != nil {
+			return 0, err
+		}
+		return 0, io.EOF
 	}
 	if err != nil {
 		return 0, fault.Wrap(op, err)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
 
 // attackProcess is after another process of the same user: the one with the
@@ -107,8 +108,8 @@ func attackProcess(args []string) []probe {
 	add("limit the time of that process", func(pid int) error {
 		return unix.Prlimit(pid, unix.RLIMIT_CPU, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil)
 	})
-	add("put that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PROCESS, pid, 1) })
-	add("put the group of that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PGRP, pid, 1) })
+	add("put that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PROCESS, pid, 19) })
+	add("put the group of that process last", func(pid int) error { return unix.Setpriority(unix.PRIO_PGRP, pid, 19) })
 	add("bind that process to a processor", func(pid int) error {
 		var all unix.CPUSet
 		if err := unix.SchedGetaffinity(pid, &all); err != nil {
@@ -801,7 +802,7 @@ func TestTheAgentCannotChangeTheSupervisorsProgram(t *testing.T) {
 			if !currentIdentity().Root {
 				unchangeable(t, p, "program")
 			}
-			if exit.Code == exitNoExec {
+			if exit.Code == launch.NoExec {
 				return // by Landlock: it cannot even run it
 			}
 			if exit.Signal == "" {

@@ -57,7 +57,7 @@ func (in *initProcess) beginWrite(token uint64, name string) (*os.File, error) {
 		return nil, pathFault(op, err)
 	}
 	defer unix.Close(root)
-	fd, err := tree{root}.parent(name)
+	fd, err := tree{root: root}.parent(name)
 	if err != nil {
 		return nil, writeFault(op, err)
 	}

@@ -192,7 +192,9 @@ func (in *initProcess) stage(s *setup, files []*os.File) error {
 	if err := unix.Sethostname([]byte("sandbox")); err != nil {
 		return refusal("set host name", err)
 	}
-	if in.root, err = stageRoot(mounts, s.HostLinks); err != nil {
+	// An ordinary user's init opens what is the sandbox's own by itself, later
+	// and by its path.
+	if in.root, err = stageRoot(mounts, s.HostLinks, in.id.Root); err != nil {
 		return refusal("build root", err)
 	}
 	return refusal("loopback", loopbackUp())

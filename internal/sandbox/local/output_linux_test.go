@@ -47,14 +47,21 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, w, err := newOutput(f, os.Getuid())
+	o, w, err := newOutput(func() (*os.File, error) { return f, nil }, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := w.WriteString("1"); err != nil {
+		t.Fatal(err)
+	}
+	o.drain()
 	o.mu.Lock()
-	o.kept = maxOutput - 5
+	o.kept = maxOutput - 4
 	o.mu.Unlock()
-	if _, err := w.WriteString("12345678"); err != nil {
+	for range 100 {
+		o.drain() // an empty pipe makes no room
+	}
+	if _, err := w.WriteString("2345678"); err != nil {
 		t.Fatal(err)
 	}
 	o.drain()
@@ -67,7 +74,7 @@ func TestNoMoreThanTheBoundIsKeptOfAnOutput(t *testing.T) {
 	eventually(t, "the output to end", func() bool {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		return o.to == nil
+		return o.over
 	})
 }
 
@@ -76,7 +83,7 @@ func TestAnOutputReachesAFileThatTheKernelMovesNothingTo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, w, err := newOutput(f, os.Getuid())
+	o, w, err := newOutput(func() (*os.File, error) { return f, nil }, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}

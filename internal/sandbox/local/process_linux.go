@@ -1,7 +1,6 @@
 package local
 
 import (
-	"errors"
 	"os"
 	"strings"
 
@@ -22,7 +21,8 @@ type process struct {
 	limit sandbox.Limit // it is being ended because of; the supervisor's lock guards it
 }
 
-// outputName is the file of a stream, below the sandbox's folder.
+// outputName is the file of a stream, below the sandbox's folder. It is not
+// there before the first byte.
 func outputName(id string, stream sandbox.Stream) string {
 	return "p-" + id + "." + string(stream)
 }
@@ -81,19 +81,17 @@ func checkCommand(op, id string, c *command) error {
 	return nil
 }
 
-// run opens the outputs of p and has init start the program on them.
+// run makes the outputs of p and has init start the program on them.
 func (s *supervisor) run(p *process, q request) error {
 	const op = "start process"
 	var pipes []*os.File
 	defer func() { closeAll(pipes) }()
 	for _, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
-		f, err := s.box.open(outputName(q.ID, stream), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o600)
+		out, pipe, err := newOutput(func() (*os.File, error) {
+			return s.box.open(outputName(q.ID, stream), unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o600)
+		}, s.record.Identity.agent())
 		if err != nil {
-			return fileFault(op, err)
-		}
-		out, pipe, err := newOutput(f, s.record.Identity.agent())
-		if err != nil {
-			return errors.Join(fault.New(op, fault.Unavailable, "%w", err), f.Close())
+			return fault.New(op, fault.Unavailable, "%w", err)
 		}
 		pipes = append(pipes, pipe)
 		s.mu.Lock()
@@ -102,7 +100,7 @@ func (s *supervisor) run(p *process, q request) error {
 	}
 	a, err := s.order(order{Op: opStart, ID: q.ID, Cmd: q.Cmd}, int(pipes[0].Fd()), int(pipes[1].Fd()))
 	if err != nil {
-		return errors.Join(err, s.forget(q.ID))
+		return err
 	}
 	if a.Exit.Code != 0 {
 		if _, err := pipes[1].WriteString(cut(a.Note)); err != nil {
@@ -111,15 +109,6 @@ func (s *supervisor) run(p *process, q request) error {
 		s.ended(q.ID, a.Exit)
 	}
 	return nil
-}
-
-// forget removes the outputs of a process that was not started.
-func (s *supervisor) forget(id string) error {
-	var errs []error
-	for _, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
-		errs = append(errs, ignoreGone(unix.Unlinkat(s.box.fd(), outputName(id, stream), 0)))
-	}
-	return errors.Join(errs...)
 }
 
 // ended keeps how a process ended, in memory for workers and in the log for

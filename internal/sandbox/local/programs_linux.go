@@ -2,10 +2,8 @@ package local
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,50 +13,8 @@ import (
 
 	"github.com/sandbox-temporal/sandbox-temporal/internal/fault"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local/launch"
 )
-
-// searchPath is PATH in a sandbox.
-const searchPath = sandbox.ProgramDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// goBin is where the Go installer puts what everybody expects to find.
-const goBin = "/usr/local/go/bin"
-
-// Exit codes of a program that could not be run, as a shell gives them.
-const (
-	exitNotFound = 127
-	exitNoExec   = 126
-)
-
-// environment is what every process gets.
-func environment() []string {
-	p := searchPath
-	if st, err := os.Stat(goBin); err == nil && st.IsDir() {
-		p += ":" + goBin
-	}
-	return []string{"PATH=" + p, "HOME=" + sandbox.Home, "USER=agent", "LOGNAME=agent", "SHELL=/bin/sh", "LANG=C.UTF-8", "TERM=dumb"}
-}
-
-// mergeEnv returns base with extra added; of two values the later one holds.
-func mergeEnv(base []string, extra [][]byte) []string {
-	env := make([]string, 0, len(base)+len(extra))
-	at := map[string]int{}
-	add := func(kv string) {
-		k, _, _ := strings.Cut(kv, "=")
-		if i, ok := at[k]; ok {
-			env[i] = kv
-			return
-		}
-		at[k] = len(env)
-		env = append(env, kv)
-	}
-	for _, kv := range base {
-		add(kv)
-	}
-	for _, kv := range extra {
-		add(string(kv))
-	}
-	return env
-}
 
 // A programs is what init has started.
 type programs struct {
@@ -113,20 +69,9 @@ func (p *programs) reap(in *initProcess) {
 				delete(p.pids, id) // a terminal's: it is hung up already
 			}
 			// When nobody hears it there is no supervisor either.
-			_ = in.answer(answer{Ended: &ended{ID: id, Exit: exitOf(status)}})
+			_ = in.answer(answer{Ended: &ended{ID: id, Exit: launch.ExitOf(status)}})
 		}
 	}
-}
-
-func exitOf(status unix.WaitStatus) sandbox.Exit {
-	if !status.Signaled() {
-		return sandbox.Exit{Code: status.ExitStatus()}
-	}
-	name := strings.TrimPrefix(unix.SignalName(status.Signal()), "SIG")
-	if name == "" {
-		name = fmt.Sprint(int(status.Signal()))
-	}
-	return sandbox.Exit{Code: 128 + int(status.Signal()), Signal: name}
 }
 
 // signal reaches the group of the program, also after its first process has
@@ -178,36 +123,29 @@ func (in *initProcess) execute(op string, o order, files []uintptr, sys *syscall
 	for i, a := range o.Cmd.Args {
 		args[i] = string(a)
 	}
-	env := mergeEnv(environment(), o.Cmd.Env)
-	program, err := lookPath(args[0], dir, env)
+	env := launch.Environment(o.Cmd.Env)
+	file, err := launch.Find(args[0], dir, env)
 	if err == nil {
 		attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: files, Sys: sys}
 		if in.id.Root {
 			attr.Sys.Credential = &syscall.Credential{Uid: agentID, Gid: agentID}
 		}
-		err = in.programs.start(o.ID, program, args, attr)
+		err = in.programs.start(o.ID, file, args, attr)
 	}
-	switch {
-	case err == nil:
-		return sandbox.Exit{}, "", nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return sandbox.Exit{Code: exitNotFound}, fmt.Sprintf("sandbox: %s: command not found\n", cut(args[0])), nil
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ELOOP):
-		return sandbox.Exit{Code: exitNoExec}, fmt.Sprintf("sandbox: %s: %v\n", cut(args[0]), err), nil
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
-		return sandbox.Exit{}, "", fault.New(op, fault.Unavailable, "%w", err)
+	if err != nil {
+		return launch.Refusal(op, args[0], err)
 	}
-	return sandbox.Exit{}, "", fault.New(op, fault.Invalid, "%w", err)
+	return sandbox.Exit{}, "", nil
 }
 
 // start forks under the lock that the reaper needs.
-func (p *programs) start(id, program string, args []string, attr *syscall.ProcAttr) error {
+func (p *programs) start(id, file string, args []string, attr *syscall.ProcAttr) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.setAdj(min(p.own+victimAdj, 1000)); err != nil {
 		return err
 	}
-	pid, err := syscall.ForkExec(program, args, attr)
+	pid, err := syscall.ForkExec(file, args, attr)
 	_ = p.setAdj(p.own) // what it was before it can be again
 	if err != nil {
 		return err
@@ -228,49 +166,6 @@ func (p *programs) start(id, program string, args []string, attr *syscall.ProcAt
 	default:
 	}
 	return nil
-}
-
-// lookPath finds a program the way a shell does, as the agent. A name with a
-// slash is looked up from dir.
-func lookPath(name, dir string, env []string) (string, error) {
-	if strings.Contains(name, "/") {
-		if !path.IsAbs(name) {
-			name = path.Join(dir, name)
-		}
-		return name, executable(name)
-	}
-	var search string
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			search = v
-		}
-	}
-	found := error(unix.ENOENT)
-	for _, d := range strings.Split(search, ":") {
-		if name == "" || !path.IsAbs(d) {
-			continue
-		}
-		p := path.Join(d, name)
-		err := executable(p)
-		if err == nil {
-			return p, nil
-		}
-		if errors.Is(err, unix.EACCES) {
-			found = err // as a shell: the best reason is kept
-		}
-	}
-	return "", found
-}
-
-func executable(p string) error {
-	var st unix.Stat_t
-	if err := unix.Stat(p, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return unix.EACCES
-	}
-	return unix.Faccessat2(unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
 }
 
 // victimAdj is how much sooner than init the kernel kills a program for want

@@ -71,25 +71,27 @@ var shown = []string{"cgroups", "cpuinfo", "filesystems", "loadavg", "meminfo", 
 const maxTerminals = "64"
 
 // stageRoot begins the sandbox's root: what all sandboxes have. The calling
-// process's mount namespace is still a copy of the host's, and its working
-// directory is the new root from now on. It runs as PID 1 with every
+// process's mount namespace is a copy of the host's, and its working directory
+// is the new root from now on. With enter it is the only root there is: nothing
+// of the host can be opened by its path any more. It runs as PID 1 with every
 // capability in its own user namespace. The caller closes the tree.
-func stageRoot(system []mount, hostLinks map[string]string) (tree, error) {
-	none := tree{-1}
+func stageRoot(system []mount, hostLinks map[string]string, enter bool) (t tree, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return none, os.NewSyscallError("make mounts private", err)
+		return tree{}, os.NewSyscallError("make mounts private", err)
 	}
 	if err := unix.Mount("tmpfs", stageAt, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4m,nr_inodes=4096,mode=755"); err != nil {
-		return none, os.NewSyscallError("mount root", err)
+		return tree{}, os.NewSyscallError("mount root", err)
 	}
-	root, err := unix.Open(stageAt, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if t.root, err = unix.Open(stageAt, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return tree{}, os.NewSyscallError("open root", err)
+	}
+	err = t.stage(system, hostLinks)
+	if err == nil && enter {
+		err = t.enter()
+	}
 	if err != nil {
-		return none, os.NewSyscallError("open root", err)
-	}
-	t := tree{root}
-	if err := t.stage(system, hostLinks); err != nil {
-		unix.Close(root)
-		return none, err
+		unix.Close(t.root)
+		return tree{}, err
 	}
 	return t, nil
 }
@@ -111,20 +113,10 @@ func (t tree) stage(system []mount, hostLinks map[string]string) error {
 	return t.mount("/proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-// finish adds what is this sandbox's own. In the end the namespace holds
-// nothing but the tree.
-func (t tree) finish(own []mount, memory int64) error {
-	// What is written there is the sandbox's memory, also when the process
-	// that wrote it is dead.
-	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
-	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
-		return err
-	}
-	for _, m := range own {
-		if err := t.attach(m); err != nil {
-			return fmt.Errorf("attach %s: %w", m.Target, err)
-		}
-	}
+// enter lets go of the host: the namespace holds nothing but the tree from now
+// on. It takes the longer the more processes the host has, as the kernel looks
+// at all of them (Linux 6.18, fs/fs_struct.c: chroot_fs_refs).
+func (t *tree) enter() error {
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return os.NewSyscallError("pivot_root", err)
 	}
@@ -134,21 +126,50 @@ func (t tree) finish(own []mount, memory int64) error {
 	if err := unix.Chdir("/"); err != nil {
 		return os.NewSyscallError("enter root", err)
 	}
+	t.entered = true
 	// No user namespace below ours, also where the filter of system calls
 	// should have a hole, and no more than a part of what there is for all.
 	boundWatches()
 	for _, p := range []string{"/", "/dev"} {
-		if err := readOnly(p); err != nil {
+		if err := setReadOnly(p, true); err != nil {
 			return err
 		}
 	}
 	return maskProc()
 }
 
+// finish adds what is this sandbox's own. In the end the namespace holds
+// nothing but the tree, and nothing in that can be written to but the layers.
+func (t *tree) finish(own []mount, memory int64) error {
+	// What is written there is the sandbox's memory, also when the process
+	// that wrote it is dead.
+	shm := fmt.Sprintf("size=%d,mode=1777", min(256<<20, memory/4))
+	if err := t.mount("/dev/shm", "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, shm); err != nil {
+		return err
+	}
+	if t.entered {
+		if err := setReadOnly("/", false); err != nil { // there may be places to make
+			return err
+		}
+	}
+	for _, m := range own {
+		if err := t.attach(m); err != nil {
+			return fmt.Errorf("attach %s: %w", m.Target, err)
+		}
+	}
+	if t.entered {
+		return setReadOnly("/", true)
+	}
+	return t.enter()
+}
+
 // A tree is the root under construction. A path in it is looked up as the
 // sandbox will see it: what links the agent has left in a base lead nowhere
 // else.
-type tree struct{ root int }
+type tree struct {
+	root    int
+	entered bool // the host's root is gone
+}
 
 func (t tree) open(p string, flags uint64) (int, error) {
 	return unix.Openat2(t.root, strings.TrimPrefix(p, "/"), &unix.OpenHow{
@@ -241,16 +262,16 @@ func placeFor(m mount, at string) error {
 	return writeNew(at, "")
 }
 
-// partsAt is where a mount stands whose parts are taken: in the host's root,
-// together with which it goes. Every host has the folder.
-const partsAt = "/etc"
+// partsAt is where a mount stands for as long as its parts are taken. Nothing
+// else is there.
+const partsAt = "/mnt"
 
 // attach puts what was opened before where it will be seen.
 func (t tree) attach(m mount) error {
 	if m.Parts == nil {
 		return t.place(m.fd, m.Target, m.Folder)
 	}
-	err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, partsAt, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, "."+partsAt, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
 		return os.NewSyscallError("move_mount", err)
 	}
@@ -266,7 +287,7 @@ func (t tree) attach(m mount) error {
 			return err
 		}
 	}
-	return nil
+	return os.NewSyscallError("umount", unix.Unmount("."+partsAt, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 }
 
 // place moves the mount fd to target.
@@ -362,7 +383,7 @@ func maskProc() error {
 	if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return os.NewSyscallError("mount /proc/sys", err)
 	}
-	if err := readOnly("/proc/sys"); err != nil {
+	if err := setReadOnly("/proc/sys", true); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir("/proc")
@@ -385,11 +406,14 @@ func maskProc() error {
 	return nil
 }
 
-// readOnly makes the one mount at p read-only.
-func readOnly(p string) error {
+// setReadOnly says of the one mount at p whether it can only be read.
+func setReadOnly(p string, only bool) error {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if !only {
+		attr = unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	}
 	if err := unix.MountSetattr(unix.AT_FDCWD, p, 0, &attr); err != nil {
-		return os.NewSyscallError("make read-only "+p, err)
+		return os.NewSyscallError("mount_setattr "+p, err)
 	}
 	return nil
 }

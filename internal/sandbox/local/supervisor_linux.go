@@ -246,11 +246,11 @@ func (s *supervisor) arm() (err error) {
 // stage makes what all sandboxes have, and returns when init is at work on it.
 func (s *supervisor) stage() error {
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
-	prepared := make(chan error, 1)
-	go func() { prepared <- set.prepare() }() // init takes as long to start
 	s.openGroup()
 	cloned, err := s.startInit()
-	err = errors.Join(<-prepared, err)
+	// Only now, while init comes up: this process has one processor, and keeps
+	// it until the kernel has made init.
+	err = errors.Join(err, set.prepare())
 	defer closeMounts(set.Mounts)
 	if err != nil {
 		return err

@@ -97,13 +97,6 @@ func TestIdentityIsRootsOnlyWhereRootHasTheIDs(t *testing.T) {
 	}
 }
 
-func TestOfTwoValuesInTheEnvironmentTheLaterHolds(t *testing.T) {
-	got := mergeEnv([]string{"A=1", "B=2"}, [][]byte{[]byte("B=3"), []byte("C="), []byte("A=4"), []byte("C=5=6")})
-	if strings.Join(got, " ") != "A=4 B=3 C=5=6" {
-		t.Error(got)
-	}
-}
-
 func TestRemoveTreeTakesWhatAnAgentCanMake(t *testing.T) {
 	top := filepath.Join(t.TempDir(), "top")
 	outside := filepath.Join(t.TempDir(), "outside")
