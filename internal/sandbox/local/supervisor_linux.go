@@ -386,7 +386,12 @@ func (s *supervisor) startInit() (cloned bool, err error) {
 		// Init dies with the thread that started it. This one does nothing
 		// else from now on.
 		runtime.LockOSThread()
-		err := start()
+		leave, err := s.group.Enter()
+		if err != nil {
+			s.log.Info("init is not born into all of the cgroup", "err", err)
+			leave = func() error { return nil }
+		}
+		err = start()
 		if err != nil && cloned {
 			// It may still be let in later; what else is wrong shows again.
 			s.log.Info("not born into the cgroup", "err", err)
@@ -399,6 +404,11 @@ func (s *supervisor) startInit() (cloned bool, err error) {
 			s.log.Info("no time namespace", "err", err)
 			clock = 0
 			err = start()
+		}
+		if left := leave(); left != nil && err == nil {
+			// This thread would keep the cgroup for ever, and count in it.
+			err = errors.Join(left, s.init.kill())
+			_, _ = s.init.wait() // how it ended was said
 		}
 		started <- err
 		if err != nil {

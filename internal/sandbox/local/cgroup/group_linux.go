@@ -23,6 +23,8 @@ type Group struct {
 	dir   *os.File // of the part in v2
 	ooms  counter
 	why   error // why the part in v2 has fewer controllers than it might
+
+	entered bool // what Enter's thread has started is in the parts of v1
 }
 
 // A part is one folder of a group.
@@ -271,13 +273,14 @@ func (g *Group) Dir() *os.File {
 }
 
 // Add puts the process with all its threads into the group. With cloned, the
-// kernel has put it into Dir already. Each write can take milliseconds.
+// kernel has put it into Dir already; after Enter it is in the parts of v1. Each
+// write can take milliseconds.
 func (g *Group) Add(pid int, cloned bool) error {
 	if g == nil {
 		return nil
 	}
 	for _, p := range g.parts {
-		if p.v1 == "" && cloned {
+		if p.v1 == "" && cloned || p.v1 != "" && g.entered {
 			continue
 		}
 		if err := write(p.path, "cgroup.procs", strconv.Itoa(pid)); err != nil {
