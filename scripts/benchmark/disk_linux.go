@@ -65,7 +65,8 @@ func newDisk(ctx context.Context, dir, name string, f format) (at string, err er
 }
 
 func removeDisk(at string) error {
-	if err := unix.Unmount(at, 0); err != nil {
+	// Whoever still holds on to it is on the way out.
+	if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
 		return os.NewSyscallError("unmount "+at, err)
 	}
 	return errors.Join(os.Remove(at), os.Remove(at+".img"))
