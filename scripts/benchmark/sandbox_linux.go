@@ -294,7 +294,7 @@ func measureSpares(scores []*score) func(context.Context, *workshop) ([]table, [
 		t.add("0", ms(our.create.p(.5)), ms(our.create.p(.99)), ms(our.exec.p(.5)), ms(our.destroy.p(.5)))
 		t.add(strconv.Itoa(spares), ms(create.p(.5)), ms(create.p(.99)), ms(further.p(.5)), ms(destroy.p(.5)))
 		w.logf("%d kept ready                       create+first %6s  further %6s  destroy %6s ms", spares, ms(create.p(.5)), ms(further.p(.5)), ms(destroy.p(.5)))
-		return []table{t}, []figure{most(fmt.Sprintf("the same with %d kept ready, p50", spares), create.p(.5), 10*time.Millisecond)}, nil
+		return []table{t}, []figure{most(fmt.Sprintf("create and first command with %d kept ready, p50", spares), create.p(.5), 10*time.Millisecond)}, nil
 	}
 }
 
