@@ -308,6 +308,7 @@ func TestWorkIsBroughtFromWhereverItsBaseCanBeHad(t *testing.T) {
 	if out := gitIn(t, clone, "branch", "--all", "--list", "*sandbox*"); out != "" {
 		t.Errorf("a look left branches: %s", out)
 	}
+	a.vars["SANDBOX_TEMPORAL_HOME"] = filepath.Join(t.TempDir(), "desk") // that of the last one is gone
 	w := a.desk(t)
 	a.shows(t, w, "")
 	for range 2 {
