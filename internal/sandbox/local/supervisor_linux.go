@@ -248,9 +248,11 @@ func (s *supervisor) stage() error {
 	set := setup{Record: s.record, Box: s.box.path, HostLinks: rootLinks()}
 	s.openGroup()
 	cloned, err := s.startInit()
-	// Only now, while init comes up: this process has one processor, and keeps
-	// it until the kernel has made init.
-	err = errors.Join(err, set.prepare())
+	if err == nil {
+		// Only now, while init comes up: this process has one processor, and
+		// keeps it until the kernel has made init.
+		err = set.prepare()
+	}
 	defer closeMounts(set.Mounts)
 	if err != nil {
 		return err
