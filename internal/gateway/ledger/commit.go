@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -68,14 +69,7 @@ func (l *Ledger) hurry(e *entry) (added bool) {
 	if !l.store.alone || !l.writing.TryLock() {
 		return l.add(e)
 	}
-	whole := false
-	defer func() {
-		if !whole { // a panic, of which a server makes the end of one call
-			l.pen.drop()
-			l.known = newCache()
-		}
-		l.writing.Unlock()
-	}()
+	defer l.writing.Unlock()
 	l.mu.Lock()
 	added = l.enqueue(e)
 	l.mu.Unlock()
@@ -84,7 +78,6 @@ func (l *Ledger) hurry(e *entry) (added bool) {
 			l.signal()
 		}
 	}
-	whole = true
 	return added
 }
 
@@ -130,11 +123,6 @@ func (l *Ledger) write() {
 	defer close(l.ended)
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	defer func() {
-		l.writing.Lock()
-		l.pen.drop()
-		l.writing.Unlock()
-	}()
 	for {
 		l.lingerAwhile()
 		l.mu.Lock()
@@ -142,9 +130,13 @@ func (l *Ledger) write() {
 		l.mu.Unlock()
 		l.writing.Lock()
 		kept, more := l.round()
+		last := closed && (kept || !more)
+		if last {
+			l.pen.drop()
+		}
 		l.writing.Unlock()
 		switch {
-		case closed && (kept || !more):
+		case last:
 			return // what is kept stays in flight on the disk: the next Open charges its reservations
 		case kept:
 			select {
@@ -267,7 +259,7 @@ func (e *entry) done(err error) {
 // transact carries out a batch: it reads the rows, decides, writes and commits.
 func (l *Ledger) transact(batch []*entry) (*sheet, error) {
 	const op = "write ledger"
-	p, known := &l.pen, l.known
+	p := &l.pen
 	l.unsure = false
 	var wants []want
 	for _, e := range batch {
@@ -283,35 +275,51 @@ func (l *Ledger) transact(batch []*entry) (*sheet, error) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, writeTime)
 		defer cancel()
-		*known = *newCache()
+		*l.known = *newCache()
 	}
 	if err := p.begin(ctx); err != nil {
 		return nil, l.store.fault(op, err)
 	}
-	s, err := p.load(ctx, wants, known)
-	if err == nil {
-		for _, e := range batch {
-			if e.decide != nil {
-				e.decide(s)
-			}
-		}
-		if s.empty() {
-			p.rollback()
-			return s, nil
-		}
-		err = p.save(ctx, s, l.owner)
-	}
-	if err != nil {
+	s, err := l.carryOut(ctx, batch, wants)
+	if err != nil || s.empty() {
 		p.rollback()
-		return nil, l.store.fault(op, err)
+		return s, err
 	}
 	if err := p.exec(ctx, "COMMIT"); err != nil {
 		// A server may have committed and not have come to say so.
 		l.unsure = !l.store.alone
 		p.rollback()
-		*known = *newCache()
+		*l.known = *newCache()
 		return nil, l.store.fault(op, err)
 	}
-	known.keep(s)
+	l.known.keep(s)
+	return s, nil
+}
+
+// carryOut does what a batch says, inside of a transaction. A panic on the way is
+// an error like any other: commit finds the entry that is to blame, and the
+// others, among them how calls ended, are not lost with it.
+func (l *Ledger) carryOut(ctx context.Context, batch []*entry, wants []want) (s *sheet, err error) {
+	const op = "write ledger"
+	defer func() {
+		if v := recover(); v != nil {
+			l.log.Error("a transaction of the ledger panicked", "panic", v, "stack", string(debug.Stack()))
+			s, err = nil, fault.New(op, fault.Internal, "panic: %v", v)
+		}
+	}()
+	if s, err = l.pen.load(ctx, wants, l.known); err != nil {
+		return nil, l.store.fault(op, err)
+	}
+	for _, e := range batch {
+		if e.decide != nil {
+			e.decide(s)
+		}
+	}
+	if s.empty() {
+		return s, nil
+	}
+	if err := l.pen.save(ctx, s, l.owner); err != nil {
+		return nil, l.store.fault(op, err)
+	}
 	return s, nil
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -235,27 +236,33 @@ func TestMarkOfAHeldForkStays(t *testing.T) {
 	})
 }
 
-// A panic while a call writes the ledger itself is the end of that call only.
+// A panic of a decision is the end of its own entry only, whoever writes it: how
+// a call ended, in the same transaction, is not lost.
 func TestPanicOfACallLeavesTheLedgerAsItWas(t *testing.T) {
-	l := open(t, Options{Dir: t.TempDir()})
-	grant(t, l, Account{Run: "r", Fork: 1, RunBudget: 1000})
-	reserve(t, l, request("r", 1, ask(100))).Settle(Settlement{State: Settled, Cost: 50})
-	func() {
-		defer func() {
-			if recover() == nil {
-				t.Error("it did not panic")
+	everywhere(t, func(t *testing.T, o Options) {
+		for i, add := range []func(*Ledger, *entry) bool{(*Ledger).hurry, (*Ledger).add} {
+			run := fmt.Sprint("r", i)
+			o.Dir = t.TempDir()
+			l := open(t, o)
+			grant(t, l, Account{Run: run, Fork: 1, RunBudget: 1000})
+			reserve(t, l, request(run, 1, ask(100))).Settle(Settlement{State: Settled, Cost: 50})
+			told := make(chan error, 1)
+			w := want{day: today(l.now()), run: run, num: 1}
+			add(l, &entry{want: w.itself, decide: func(s *sheet) {
+				s.runs[run].spent += 700
+				s.change("", forkKey{run, 1})
+				panic("in the middle")
+			}, answer: func(err error) { told <- err }})
+			if err := <-told; fault.KindOf(err) != fault.Internal {
+				t.Error(err)
 			}
-		}()
-		w := want{day: today(l.now()), run: "r", num: 1}
-		l.hurry(&entry{want: w.itself, decide: func(s *sheet) {
-			s.runs["r"].spent += 700
-			s.change("", forkKey{"r", 1})
-			panic("in the middle")
-		}, answer: func(error) {}})
-	}()
-	c := reserve(t, l, request("r", 1, ask(900)))
-	c.Settle(Settlement{State: Settled, Cost: 900})
-	if err := l.Check(t.Context()); err != nil {
-		t.Error(err)
-	}
+			reserve(t, l, request(run, 1, ask(950))).Settle(Settlement{State: Settled, Cost: 950})
+			if got := usage(t, l, run, 1); got.Cost != 1000 || got.Calls != 2 {
+				t.Errorf("%+v", got)
+			}
+			if err := l.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
