@@ -35,7 +35,8 @@ done < <(compgen -e | grep -iE '^(https?_proxy|no_proxy|npm_config_registry|ssl_
 
 mounts() { awk '{print $5}' /proc/self/mountinfo | sort; }
 cgroups() { find /sys/fs/cgroup -type d 2>/dev/null | sort; }
-temporary() { find "${TMPDIR:-/tmp}" -mindepth 1 -maxdepth 1 ! -path "$room" ! -name 'go-build*' | sort; }
+# The demo's repository is for its user to look at and remove, as it says.
+temporary() { find "${TMPDIR:-/tmp}" -mindepth 1 -maxdepth 1 ! -path "$room" ! -name 'go-build*' ! -name 'sandbox-temporal-demo-*' | sort; }
 
 # processes lists those that run a program of the room, stand in it, or were
 # started with a path of it.

@@ -45,6 +45,8 @@ CGO_ENABLED=0 go build -o "$report/testsum" ./scripts/testsum
 # Where nothing is in the build cache, compilers would have the processors for
 # minutes while the first tests wait for agents and clocks with them.
 CGO_ENABLED=$cgo go list -export -deps -test "${race[@]}" -tags noembed ./... >/dev/null
+CGO_ENABLED=0 go list -export -deps -test ./internal/engine/ >/dev/null
+(cd tests/deploy && CGO_ENABLED=0 go list -export -deps -test ./... >/dev/null)
 
 # What takes longest begins first, or one core is idle while it ends.
 long=(./internal/sandbox/local ./cmd/sandbox-temporal ./internal/sandbox/gvisor ./internal/gateway)

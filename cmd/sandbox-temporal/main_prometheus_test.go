@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,10 +48,23 @@ func cmdPrometheus(ts *testscript.TestScript, _ bool, _ []string) {
 	cmd := exec.Command(program, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	ts.Check(cmd.Start())
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		// The signal comes when the thread ends that started it, and other
+		// sessions' machines of E2B are threads that end.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // it is killed in the end
+		}
+	}()
+	ts.Check(<-started)
 	ts.Defer(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
 		_ = log.Close()
 	})
 	of(ts).prometheus = "http://" + addr

@@ -32,6 +32,7 @@ import (
 	"github.com/sandbox-temporal/sandbox-temporal/internal/endpoint"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/gateway/ledger/ledgertest"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/e2b/e2btest"
+	"github.com/sandbox-temporal/sandbox-temporal/internal/sandbox/local"
 	"github.com/sandbox-temporal/sandbox-temporal/internal/standin"
 )
 
@@ -131,6 +132,7 @@ func setUp(e *testscript.Env, bin string) error {
 		if out, err := down.CombinedOutput(); err != nil {
 			e.T().Log(fmt.Sprintf("down: %v\n%s", err, out))
 		}
+		destroyBoxes(e.T(), state)
 		for _, pid := range processesOf(e.WorkDir) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -451,6 +453,21 @@ func cmdlines() map[int][]string {
 
 // processesOf finds the processes that have dir, or what is in it, on their
 // command line. A name that only begins as dir does is another session's.
+// destroyBoxes ends the local sandboxes that a script has left, which are more
+// than processes.
+func destroyBoxes(t testscript.T, state string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	p := local.New(local.Options{Dir: state, Supervisor: []string{"true"}})
+	boxes, err := p.List(ctx, nil)
+	for _, b := range boxes {
+		err = errors.Join(err, p.Destroy(ctx, b.Ref))
+	}
+	if err != nil {
+		t.Log(err)
+	}
+}
+
 func processesOf(dir string) []int {
 	var pids []int
 	for pid, args := range cmdlines() {
