@@ -68,21 +68,26 @@ func main() {
 // write its package, run the conformance checks, and name it here.
 func providers(dir string, secrets func() config.Secrets, log *slog.Logger) sandbox.Set {
 	return sandbox.NewSet(
-		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes(), Logger: log}),
+		local.New(local.Options{Dir: dir, Supervisor: supervisor(), Spares: spareSandboxes(log), Logger: log}),
 		gvisor.New(gvisorOptions(dir, log)),
 		e2b.New(e2b.Options{Dir: filepath.Join(dir, e2b.ProviderName), Settings: func() e2b.Settings { return e2bSettings(secrets()) }, Logger: log}),
 	)
 }
 
 // spareSandboxes is how many local sandboxes are kept ready for as long as runs
-// ask for more; none unless SANDBOX_TEMPORAL_SPARE_SANDBOXES says so. They make
-// a creation faster, and are processes that stay for twenty seconds after a run.
-func spareSandboxes() int {
-	n, err := strconv.Atoi(os.Getenv("SANDBOX_TEMPORAL_SPARE_SANDBOXES"))
-	if err != nil {
-		return 0
+// ask for more: SANDBOX_TEMPORAL_SPARE_SANDBOXES, or local.DefaultSpares.
+func spareSandboxes(log *slog.Logger) int {
+	const name, most = "SANDBOX_TEMPORAL_SPARE_SANDBOXES", 64
+	said := os.Getenv(name)
+	if said == "" {
+		return local.DefaultSpares
 	}
-	return min(max(n, 0), 64)
+	n, err := strconv.Atoi(said)
+	if err != nil || n < 0 || n > most {
+		log.Warn(name+" is not a number from 0 to "+strconv.Itoa(most), "value", said, "taken", local.DefaultSpares)
+		return local.DefaultSpares
+	}
+	return n
 }
 
 // e2bSettings are those of the credentials that this process holds now.

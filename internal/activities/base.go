@@ -241,8 +241,14 @@ rm -f "$BUNDLE" .git/FETCH_HEAD`
 // settleScript leaves an index that git need not look behind. A file that was
 // written in the same second as the index is read again by every status, and
 // the index is written again then, in every fork.
+//
+// What git finds in folders is kept in the index too, where git sees by their
+// times that nothing was added (git-update-index(1), "Untracked cache"): the
+// first status of a fork reads no folder.
 const settleScript = `git update-index -q --refresh
 now=$(date +%s); while [ "$(date +%s)" = "$now" ]; do sleep 0.05; done
+git update-index -q --untracked-cache
+git status --porcelain > /dev/null
 git update-index -q --force-write-index
 true`
 

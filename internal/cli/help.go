@@ -109,7 +109,7 @@ var variables = []struct{ name, text string }{
 	{"TEMPORAL_API_KEY", "an API key, the other way into Temporal Cloud"},
 	{"TEMPORAL_TLS_CA", "the authority that the server's certificate is from"},
 	{"TEMPORAL_TLS_SERVER_NAME", "the name that the server has to prove"},
-	{"SANDBOX_TEMPORAL_SPARE_SANDBOXES", "local sandboxes to keep ready while runs ask for them (0)"},
+	{"SANDBOX_TEMPORAL_SPARE_SANDBOXES", "local sandboxes to keep ready while runs ask for them (8)"},
 	{"SANDBOX_TEMPORAL_PAYLOAD_KEY", "ID:KEY,… that seal what Temporal stores; see codec"},
 	{"OTEL_EXPORTER_OTLP_ENDPOINT", "where traces go; unset: nothing is traced"},
 	{"METRICS_PORT", "where the engine or worker shows its metrics and health (9090)"},

@@ -100,7 +100,7 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 		return nil, err
 	}
 	state := filepath.Join(w.dir, "state")
-	w.localOptions = local.Options{Dir: state, Supervisor: []string{supervisor}}
+	w.localOptions = local.Options{Dir: state, Supervisor: []string{supervisor}, Spares: local.DefaultSpares}
 	w.local = local.New(w.localOptions)
 	o.logf("making a base of %d files", o.files)
 	if err := w.makeBase(ctx, largeBase, o.files); err != nil {
@@ -140,7 +140,7 @@ func (w *workshop) makeBase(ctx context.Context, key string, files int) error {
 		return err
 	}
 	defer sb.Close()
-	cmd := sandbox.Cmd{Args: []string{"sh", "-c", treeScript}, Env: []string{"TREE=" + tool, "FILES=" + strconv.Itoa(files)}}
+	cmd := sandbox.Cmd{Args: []string{"sh", "-c", treeScript + cacheScript}, Env: []string{"TREE=" + tool, "FILES=" + strconv.Itoa(files)}}
 	if err := runIn(ctx, sb, "tree", cmd); err != nil {
 		return err
 	}

@@ -116,6 +116,9 @@ func (w *workshop) sequence(ctx context.Context, scores []*score) error {
 			if s.missing != "" || (start >= w.n/5 && s.create.p(.5) > 60*time.Millisecond) {
 				continue
 			}
+			if err := warm(ctx, s.engine, w.n); err != nil {
+				return fmt.Errorf("%s: %w", s.engine.name(), err)
+			}
 			w.quiet(ctx)
 			count := min(block, w.n-start)
 			for _, step := range []struct {
@@ -141,6 +144,15 @@ func (w *workshop) sequence(ctx context.Context, scores []*score) error {
 	return nil
 }
 
+// warm makes a sandbox that is not measured and removes it, as a run prepares
+// what its forks start from.
+func warm(ctx context.Context, e engine, i int) error {
+	if err := e.create(ctx, i); err != nil {
+		return err
+	}
+	return e.destroy(ctx, i)
+}
+
 // crowd makes many at once, and looks at the memory while they all live.
 func (w *workshop) crowd(ctx context.Context, scores []*score) error {
 	for _, s := range scores {
@@ -150,6 +162,9 @@ func (w *workshop) crowd(ctx context.Context, scores []*score) error {
 		n := w.n
 		if s.create.p(.5) > 60*time.Millisecond {
 			n = max(width, n/5)
+		}
+		if err := warm(ctx, s.engine, n); err != nil {
+			return fmt.Errorf("%s: %w", s.engine.name(), err)
 		}
 		w.quiet(ctx)
 		before, procsBefore := w.memory()
@@ -208,7 +223,7 @@ func sequenceTable(scores []*score, n int) table {
 	t := table{
 		title: "One after the other",
 		note: fmt.Sprintf("A sandbox over the same frozen base, copy on write, and in it /bin/true; a further /bin/true; destroyed again, files and all. "+
-			"%d of each engine, a fifth of that of those that need more than 60 ms, in turns of %d. Milliseconds. "+
+			"%d of each engine, a fifth of that of those that need more than 60 ms, in turns of %d; before each turn one that is not measured, and a pause. Milliseconds. "+
 			"Bubblewrap and nsenter(1) keep no supervisor, no limits, and no way back to a sandbox for a second process; "+
 			"the overlay is mounted by this program for them, and for runsc and docker.", n, block),
 		columns: []string{"engine", "create + first command p50", "p99", "× ours", "further command p50", "p99", "destroy p50", "p99"},
@@ -258,43 +273,32 @@ func memoryTable(scores []*score) table {
 	return t
 }
 
-// measureSpares makes sandboxes of which some are kept ready.
+// measureSpares makes sandboxes of which none is kept ready.
 func measureSpares(scores []*score) func(context.Context, *workshop) ([]table, []figure, error) {
 	return func(ctx context.Context, w *workshop) ([]table, []figure, error) {
-		const spares = 8
 		options := w.localOptions
-		options.Spares = spares
+		options.Spares = 0
 		e := newOurs(w, largeBase)
 		e.local = local.New(options)
-		defer e.local.Close()
 		defer e.close(context.WithoutCancel(ctx)) //nolint:errcheck // what is left fails the end of the section
-		var create, further, destroy series
-		for start := 0; start < w.n; start += block {
-			w.quiet(ctx) // and its spares are there
-			for _, step := range []struct {
-				to *series
-				do func(context.Context, int) error
-			}{{&create, e.create}, {&further, e.exec}, {&destroy, e.destroy}} {
-				for i := range min(block, w.n-start) {
-					took, err := timed(func() error { return step.do(ctx, start+i) })
-					if err != nil {
-						return nil, nil, err
-					}
-					*step.to = append(*step.to, took)
-				}
-			}
+		without := &score{engine: e}
+		if err := w.sequence(ctx, []*score{without}); err != nil {
+			return nil, nil, err
 		}
 		t := table{
 			title: "Sandboxes that are kept ready",
-			note: fmt.Sprintf("With SANDBOX_TEMPORAL_SPARE_SANDBOXES=%d, as against none, which is the default: one after the other, in turns of %d. "+
-				"New ones are made beside what is measured. Milliseconds.", spares, block),
+			note: fmt.Sprintf("As many as are by default, and none (SANDBOX_TEMPORAL_SPARE_SANDBOXES=0), which is also what those have that are made "+
+				"in a row when no more are ready: new ones are started when nothing was asked of any sandbox for 50 ms. "+
+				"One after the other, in turns of %d. Milliseconds.", block),
 			columns: []string{"kept ready", "create + first command p50", "p99", "further command p50", "destroy p50"},
 		}
-		our := scores[0]
-		t.add("0", ms(our.create.p(.5)), ms(our.create.p(.99)), ms(our.exec.p(.5)), ms(our.destroy.p(.5)))
-		t.add(strconv.Itoa(spares), ms(create.p(.5)), ms(create.p(.99)), ms(further.p(.5)), ms(destroy.p(.5)))
-		w.logf("%d kept ready                       create+first %6s  further %6s  destroy %6s ms", spares, ms(create.p(.5)), ms(further.p(.5)), ms(destroy.p(.5)))
-		return []table{t}, []figure{most(fmt.Sprintf("create and first command with %d kept ready, p50", spares), create.p(.5), 10*time.Millisecond)}, nil
+		for _, row := range []struct {
+			kept int
+			*score
+		}{{w.localOptions.Spares, scores[0]}, {0, without}} {
+			t.add(strconv.Itoa(row.kept), ms(row.create.p(.5)), ms(row.create.p(.99)), ms(row.exec.p(.5)), ms(row.destroy.p(.5)))
+		}
+		return []table{t}, nil, nil
 	}
 }
 
@@ -418,13 +422,16 @@ func measureGrowth(ctx context.Context, w *workshop) ([]table, []figure, error) 
 
 // grow measures a block of sandboxes.
 func (w *workshop) grow(ctx context.Context, base string, g *growth) error {
-	w.quiet(ctx)
+	const from = 5000 // other keys than those of the crowd
 	e := newOurs(w, base)
+	if err := warm(ctx, e, from); err != nil {
+		return errors.Join(err, e.close(context.WithoutCancel(ctx)))
+	}
+	w.quiet(ctx)
 	for i := range block {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		const from = 5000 // other keys than those of the crowd
 		for _, step := range []struct {
 			to *series
 			do func(context.Context, int) error

@@ -56,3 +56,11 @@ git checkout -q -f main
 sleep 1.1
 git status --porcelain
 `
+
+// cacheScript has git remember what is in the folders, as bases are prepared
+// (internal/activities: settleScript).
+const cacheScript = `
+git update-index --untracked-cache
+git status --porcelain
+git update-index --force-write-index
+`

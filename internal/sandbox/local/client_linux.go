@@ -111,6 +111,7 @@ func (a *attached) Start(ctx context.Context, id string, cmd sandbox.Cmd) (sandb
 	if err := checkCommand(op, id, c); err != nil {
 		return nil, err
 	}
+	a.p.spares.busy()
 	if _, err := a.ask(ctx, op, request{Op: opStart, ID: id, Cmd: c}); err != nil {
 		return nil, err
 	}

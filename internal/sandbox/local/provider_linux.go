@@ -377,6 +377,7 @@ func (p *Provider) Destroy(ctx context.Context, ref sandbox.Ref) error {
 	if _, err := os.Stat(filepath.Join(p.dir, locksDir)); errors.Is(err, os.ErrNotExist) {
 		return nil // nothing was ever made here
 	}
+	p.spares.busy()
 	key, err := p.lockKey(ctx, h.Key, true)
 	if err != nil {
 		return p.ctxFault(ctx, op, err)

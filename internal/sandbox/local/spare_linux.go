@@ -25,18 +25,22 @@ import (
 // spareTime is how long spares are kept after the last Create.
 const spareTime = 20 * time.Second
 
-// lull is how long nobody must have made a sandbox for spares to be started
-// although half of them are left.
+// lull is how long nothing must have been asked of any sandbox for spares to be
+// started: whoever makes one wants to do something in it, and starts of spares
+// beside it would take that twice as long. Who makes more of them in a row than
+// were kept waits as long as if there were none.
 const lull = 50 * time.Millisecond
 
 // A spares is what a worker keeps ready.
 type spares struct {
 	most int
 	kept time.Duration // after the last Create; 0 is spareTime
+	lull time.Duration // 0 is lull
 
 	mu      sync.Mutex
 	list    []*spare
 	at      int           // Creates that are under way
+	asked   time.Time     // when something was last asked of a sandbox
 	filling chan struct{} // closed when nobody starts spares any more; nil: nobody does
 	closing bool          // they are being ended, and no new ones are started
 	idle    *time.Timer   // ends them
@@ -100,8 +104,21 @@ func (d *dwelling) lives() bool {
 	}
 }
 
-// refill is called when a Create is done, and has spares started, but not while
-// other Creates are under way: they have the processors for themselves.
+// busy is called when something is asked of a sandbox: the next lull begins then.
+func (s *spares) busy() {
+	if s.most == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = time.Now()
+}
+
+// untilLull needs the lock.
+func (s *spares) untilLull() time.Duration { return cmp.Or(s.lull, lull) - time.Since(s.asked) }
+
+// refill is called when a Create is done, and has spares started in the next
+// lull.
 func (p *Provider) refill() {
 	s := &p.spares
 	if s.most == 0 {
@@ -110,45 +127,46 @@ func (p *Provider) refill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at--
+	s.asked = time.Now()
 	if s.idle != nil {
 		s.idle.Stop()
 	}
 	s.idle = time.AfterFunc(cmp.Or(s.kept, spareTime), p.Close)
-	s.soon = nil
-	if len(s.list) > 0 && len(s.list) >= s.most/2 {
-		// There are enough for now, and whoever has just made a sandbox wants
-		// to start something in it.
-		var timer *time.Timer
-		timer = time.AfterFunc(lull, func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.soon == timer {
-				p.startFilling()
-			}
-		})
-		s.soon = timer
+	p.awaitLull()
+}
+
+// awaitLull needs the lock.
+func (p *Provider) awaitLull() {
+	s := &p.spares
+	if s.soon != nil || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
 		return
 	}
-	p.startFilling()
+	var timer *time.Timer
+	timer = time.AfterFunc(s.untilLull(), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.soon != timer {
+			return // it was closed
+		}
+		s.soon = nil
+		if s.at == 0 && s.filling == nil {
+			s.filling = make(chan struct{})
+			go p.fill()
+		}
+	})
+	s.soon = timer
 }
 
-// startFilling needs the lock.
-func (p *Provider) startFilling() {
-	s := &p.spares
-	if s.filling == nil && !s.closing && time.Since(s.failed) > spareTime {
-		s.filling = make(chan struct{})
-		go p.fill()
-	}
-}
-
-// fill starts one spare after the other until there are enough.
+// fill starts one spare after the other until there are enough, or something
+// else is to be done.
 func (p *Provider) fill() {
 	s := &p.spares
 	for {
 		s.mu.Lock()
-		if s.at > 0 || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
+		if s.at > 0 || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime || s.untilLull() > 0 {
 			close(s.filling)
 			s.filling = nil
+			p.awaitLull()
 			s.mu.Unlock()
 			return
 		}

@@ -117,6 +117,42 @@ func TestSparesEndWhenNobodyAsksForMore(t *testing.T) {
 	eventually(t, "no spare is left", func() bool { return len(unnamed(t, p)) == 0 && !sparesOnTheWay(p) })
 }
 
+func TestSparesWaitUntilNothingElseIsAskedFor(t *testing.T) {
+	p := newSparing(t, 1)
+	p.spares.lull = time.Hour
+	asked := func() time.Time {
+		p.spares.mu.Lock()
+		defer p.spares.mu.Unlock()
+		return p.spares.asked
+	}
+	last := asked()
+	further := func(what string) {
+		t.Helper()
+		if now := asked(); !now.After(last) {
+			t.Errorf("%s does not put the spares off", what)
+		} else {
+			last = now
+		}
+		if found := unnamed(t, p); len(found) > 0 || sparesOnTheWay(p) {
+			t.Errorf("after %s there is %q, or will be soon", what, found)
+		}
+	}
+	ref, sb := newSandbox(t, p, testSpec("first"))
+	further("Create")
+	script(t, sb, "more", "true")
+	further("Start")
+	if err := p.Destroy(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	further("Destroy")
+	p.spares.mu.Lock()
+	p.spares.lull = time.Millisecond
+	p.spares.mu.Unlock()
+	p.Close() // the old lull
+	newSandbox(t, p, testSpec("second"))
+	readySpares(t, p)
+}
+
 // sparesOnTheWay reports whether spares are being started.
 func sparesOnTheWay(p *Provider) bool {
 	p.spares.mu.Lock()
