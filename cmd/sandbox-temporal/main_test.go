@@ -48,7 +48,7 @@ func TestSessions(t *testing.T) {
 		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gorepo": cmdGorepo, "standin": cmdStandin, "far": cmdFar, "requests": cmdRequests, "until": cmdUntil, "field": cmdField, "kill9": cmdKill9,
-			"gone": cmdGone, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
+			"gone": cmdGone, "spares": cmdSpares, "nokey": cmdNokey, "most": cmdMost, "costs": cmdCosts, "overshoot": cmdOvershoot, "hostport": cmdHostport, "samepid": cmdSamepid,
 			"elapsed": cmdElapsed, "gitserver": cmdGitserver, "tmpfs": cmdTmpfs, "bigfile": cmdBigfile, "history": cmdHistory, "fetch": cmdFetch, "address": cmdAddress, "runid": cmdRunid, "details": cmdDetails, "postgres": cmdPostgres,
 			"s3server": cmdS3server, "s3holds": cmdS3holds,
 			"prometheus": cmdPrometheus, "panels": cmdPanels, "query": cmdQuery, "e2bserver": cmdE2bserver, "e2bgone": cmdE2bgone, "e2bkill": cmdE2bkill, "e2bfault": cmdE2bfault,
@@ -132,15 +132,22 @@ func setUp(e *testscript.Env, bin string) error {
 		if out, err := down.CombinedOutput(); err != nil {
 			e.T().Log(fmt.Sprintf("down: %v\n%s", err, out))
 		}
-		destroyBoxes(e.T(), state)
-		for _, pid := range processesOf(e.WorkDir) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-		for pid := range cmdlines() { // an engine of another state folder
+		for pid := range cmdlines() { // workers, and engines of other state folders
 			env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 			if pid != os.Getpid() && bytes.Contains(env, []byte(e.WorkDir+"/")) {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
+		}
+		// Those that are kept ready end with their engine, however it ended.
+		spares := eventually(10*time.Second, func() error {
+			if left := sparesOf(e.WorkDir); len(left) > 0 {
+				return fmt.Errorf("spare sandboxes outlive their engine: %v", left)
+			}
+			return nil
+		})
+		destroyBoxes(e.T(), e.WorkDir)
+		for _, pid := range processesOf(e.WorkDir) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		unmountBelow(e.WorkDir)
 		if s.model != nil {
@@ -150,6 +157,9 @@ func setUp(e *testscript.Env, bin string) error {
 			if err := s.e2b.Close(); err != nil {
 				e.T().Log(err)
 			}
+		}
+		if spares != nil {
+			e.T().Fatal(spares)
 		}
 	})
 	return nil
@@ -404,15 +414,17 @@ func cmdSamepid(ts *testscript.TestScript, _ bool, args []string) {
 	s.pids[args[0]] = pids[0]
 }
 
-// cmdGone checks that nothing of the session's sandboxes is left: no process,
-// no mount, no cgroup.
+// cmdGone checks that nothing of the session's sandboxes is left: no process, no
+// mount, no folder. What is kept ready is none of a fork's, see isSpare.
 func cmdGone(ts *testscript.TestScript, _ bool, _ []string) {
 	state := filepath.Join(ts.Getenv("STATE"), "sandboxes")
 	var left []string
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		left = left[:0]
 		for _, pid := range processesOf(state) {
-			left = append(left, fmt.Sprint("process ", pid, " ", cmdlines()[pid]))
+			if args := cmdlines()[pid]; !isSpare(args) {
+				left = append(left, fmt.Sprint("process ", pid, " ", args))
+			}
 		}
 		mounts, err := os.ReadFile("/proc/self/mountinfo")
 		ts.Check(err)
@@ -451,23 +463,54 @@ func cmdlines() map[int][]string {
 	return all
 }
 
-// processesOf finds the processes that have dir, or what is in it, on their
-// command line. A name that only begins as dir does is another session's.
-// destroyBoxes ends the local sandboxes that a script has left, which are more
-// than processes.
-func destroyBoxes(t testscript.T, state string) {
+// destroyBoxes ends the local sandboxes that a script has left in a state folder
+// of its, which are more than processes.
+func destroyBoxes(t testscript.T, work string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	p := local.New(local.Options{Dir: state, Supervisor: []string{"true"}})
-	boxes, err := p.List(ctx, nil)
-	for _, b := range boxes {
-		err = errors.Join(err, p.Destroy(ctx, b.Ref))
+	dirs, err := filepath.Glob(filepath.Join(work, "*", "sandboxes"))
+	for _, dir := range dirs {
+		p := local.New(local.Options{Dir: dir, Supervisor: []string{"true"}})
+		boxes, listErr := p.List(ctx, nil)
+		err = errors.Join(err, listErr)
+		for _, b := range boxes {
+			err = errors.Join(err, p.Destroy(ctx, b.Ref))
+		}
 	}
 	if err != nil {
 		t.Log(err)
 	}
 }
 
+// isSpare reports whether the process is a local sandbox that is kept ready, for
+// as long as its engine lives and wants it: one that was called has no folder of
+// that name any more.
+func isSpare(args []string) bool {
+	if len(args) != 3 || args[1] != "spare" {
+		return false
+	}
+	_, err := os.Lstat(args[2])
+	return err == nil
+}
+
+func sparesOf(dir string) []int {
+	return slices.DeleteFunc(processesOf(dir), func(pid int) bool { return !isSpare(cmdlines()[pid]) })
+}
+
+// cmdSpares waits until so many local sandboxes are kept ready: spares N.
+func cmdSpares(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	ts.Check(eventually(20*time.Second, func() error {
+		if got := len(sparesOf(ts.Getenv("WORK"))); got != n {
+			return fmt.Errorf("%d spare sandboxes, not %d", got, n)
+		}
+		return nil
+	}))
+}
+
+// processesOf finds the processes that have dir, or what is in it, on their
+// command line. A name that only begins as dir does is another session's.
 func processesOf(dir string) []int {
 	var pids []int
 	for pid, args := range cmdlines() {

@@ -84,17 +84,20 @@ func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address st
 	for _, set := range more {
 		set(&o)
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	dialCtx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	c, err := client.DialContext(ctx, o)
+	c, err := client.DialContext(dialCtx, o)
 	if err == nil {
 		return c, nil
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil, ctx.Err() // that says nothing of Temporal
 	}
 	if err = orchestrator.Fault(err); fault.KindOf(err) == fault.Internal {
 		err = &fault.Error{Kind: fault.Unreachable, Err: err}
 	}
 	if fault.KindOf(err) == fault.Unreachable && address == "" {
-		if why := whyNot(ctx, o.HostPort, o.ConnectionOptions.TLS); why != nil {
+		if why := whyNot(dialCtx, o.HostPort, o.ConnectionOptions.TLS); why != nil {
 			return nil, why
 		}
 	}
