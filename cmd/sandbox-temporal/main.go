@@ -77,14 +77,14 @@ func providers(dir string, secrets func() config.Secrets, log *slog.Logger) sand
 // spareSandboxes is how many local sandboxes are kept ready for as long as runs
 // ask for more: SANDBOX_TEMPORAL_SPARE_SANDBOXES, or local.DefaultSpares.
 func spareSandboxes(log *slog.Logger) int {
-	const name, most = "SANDBOX_TEMPORAL_SPARE_SANDBOXES", 64
-	said := os.Getenv(name)
+	const most = 64
+	said := os.Getenv("SANDBOX_TEMPORAL_SPARE_SANDBOXES")
 	if said == "" {
 		return local.DefaultSpares
 	}
 	n, err := strconv.Atoi(said)
 	if err != nil || n < 0 || n > most {
-		log.Warn(name+" is not a number from 0 to "+strconv.Itoa(most), "value", said, "taken", local.DefaultSpares)
+		log.Warn("SANDBOX_TEMPORAL_SPARE_SANDBOXES is not a number of sandboxes", "value", said, "most", most, "taken", local.DefaultSpares)
 		return local.DefaultSpares
 	}
 	return n
