@@ -25,7 +25,7 @@ cd "$(dirname "$0")/.."
 flags=(-json -count=1 -vet=off -timeout 25m)
 case ${1-} in
   '') # Four packages at a time and more: most of them wait, for an agent, a clock or a disk.
-    flags+=(-short -p 4 -parallel 4)
+    flags+=(-short -p 3 -parallel 3)
     race=() cgo=0 beside=1
     ;;
   full) # Two: many start sandboxes, agents or whole engines, and the detector is slow.

@@ -28,7 +28,7 @@ import (
 )
 
 // dialTime bounds how long a command waits for a cluster's first answer.
-const dialTime = 5 * time.Second
+const dialTime = 10 * time.Second
 
 // runs connects to the cluster that was named, or to the engine of the state
 // folder, which it starts when it does not run.
