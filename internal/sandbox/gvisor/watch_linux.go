@@ -154,10 +154,13 @@ func makeBallast(bytes int64) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, bytes); err != nil {
-		return errors.Join(os.NewSyscallError("fallocate", err), f.Close())
+	for {
+		// A signal that the kernel goes on after elsewhere ends it here
+		// (fallocate(2), EINTR), and the runtime sends itself many.
+		if err = unix.Fallocate(int(f.Fd()), 0, 0, bytes); !errors.Is(err, unix.EINTR) {
+			return errors.Join(os.NewSyscallError("fallocate", err), f.Close())
+		}
 	}
-	return f.Close()
 }
 
 // usage is what init knows of it.
