@@ -140,8 +140,10 @@ func setUp(e *testscript.Env, bin string) error {
 		}
 		// Those that are kept ready end with their engine, however it ended.
 		spares := eventually(10*time.Second, func() error {
-			if left := sparesOf(e.WorkDir); len(left) > 0 {
-				return fmt.Errorf("spare sandboxes outlive their engine: %v", left)
+			left := sparesOf(e.WorkDir)
+			folders, err := filepath.Glob(filepath.Join(e.WorkDir, "*", "sandboxes", "sandboxes", ".new-*"))
+			if len(left) > 0 || len(folders) > 0 || err != nil {
+				return fmt.Errorf("spare sandboxes outlive their engine: processes %v, folders %v, %v", left, folders, err)
 			}
 			return nil
 		})
@@ -159,6 +161,11 @@ func setUp(e *testscript.Env, bin string) error {
 			}
 		}
 		if spares != nil {
+			logs, _ := filepath.Glob(filepath.Join(e.WorkDir, "*", "sandboxes", "sandboxes", ".new-*", "log"))
+			for _, name := range logs {
+				said, _ := os.ReadFile(name)
+				e.T().Log(name, string(said))
+			}
 			e.T().Fatal(spares)
 		}
 	})

@@ -231,6 +231,11 @@ func (h *Host) Stop() {
 	}
 	wg.Wait()
 	h.workers = nil
+	for _, p := range h.o.Providers {
+		if ready, ok := sandbox.As[sandbox.Standby](p); ok {
+			ready.Close()
+		}
+	}
 	h.stop()
 	h.serving.Wait()
 	if h.doors != nil {

@@ -181,6 +181,14 @@ func As[C any](p Provider) (c C, ok bool) {
 	return c, false
 }
 
+// Standby is implemented by providers that keep sandboxes ready before anybody
+// asks for them.
+type Standby interface {
+	// Close ends what is kept ready, and returns when it is gone. Sandboxes
+	// live on, and the provider can still be used.
+	Close()
+}
+
 // Gated is implemented by providers that need something of the user, such as
 // a key, before anything can be asked of them.
 type Gated interface {

@@ -23,6 +23,7 @@ func Capabilities() []Capability {
 		{"limits", "`--memory`, `--cpus`, `--processes` and `--disk` hold", has[Limiter]},
 		{"meter", "what a sandbox uses is known", has[Meter]},
 		{"price", "what a sandbox costs in an hour is known", has[Pricer]},
+		{"spares", "a few are kept ready while runs ask for more", has[Standby]},
 		{"list_lag", "a list can miss what was made just now; clean-ups look again", has[Lagger]},
 		{"needs_key", "it is asked for nothing before there is a key", has[Gated]},
 	}
