@@ -143,7 +143,7 @@ func setUp(e *testscript.Env, bin string) error {
 			left := sparesOf(e.WorkDir)
 			folders, err := filepath.Glob(filepath.Join(e.WorkDir, "*", "sandboxes", "sandboxes", ".new-*"))
 			if len(left) > 0 || len(folders) > 0 || err != nil {
-				return fmt.Errorf("spare sandboxes outlive their engine: processes %v, folders %v, %v", left, folders, err)
+				return errors.Join(err, fmt.Errorf("spare sandboxes outlive their engine: processes %v, folders %v", left, folders))
 			}
 			return nil
 		})
