@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 # vet has a run of its own (scripts/lint.sh).
 flags=(-json -count=1 -vet=off -timeout 25m)
 case ${1-} in
-  '') # Four packages at a time and more: most of them wait, for an agent, a clock or a disk.
+  '') # Three packages at a time: many of them wait, for an agent, a clock or a disk.
     flags+=(-short -p 3 -parallel 3)
     race=() cgo=0 beside=1
     ;;

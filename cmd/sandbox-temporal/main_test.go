@@ -148,7 +148,7 @@ func setUp(e *testscript.Env, bin string) error {
 			return nil
 		})
 		destroyBoxes(e.T(), e.WorkDir)
-		for _, pid := range processesOf(e.WorkDir) {
+		for pid := range processesOf(e.WorkDir) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		unmountBelow(e.WorkDir)
@@ -428,8 +428,8 @@ func cmdGone(ts *testscript.TestScript, _ bool, _ []string) {
 	var left []string
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		left = left[:0]
-		for _, pid := range processesOf(state) {
-			if args := cmdlines()[pid]; !isSpare(args) {
+		for pid, args := range processesOf(state) {
+			if !isSpare(args) {
 				left = append(left, fmt.Sprint("process ", pid, " ", args))
 			}
 		}
@@ -500,8 +500,10 @@ func isSpare(args []string) bool {
 	return err == nil
 }
 
-func sparesOf(dir string) []int {
-	return slices.DeleteFunc(processesOf(dir), func(pid int) bool { return !isSpare(cmdlines()[pid]) })
+func sparesOf(dir string) map[int][]string {
+	found := processesOf(dir)
+	maps.DeleteFunc(found, func(_ int, args []string) bool { return !isSpare(args) })
+	return found
 }
 
 // cmdSpares waits until so many local sandboxes are kept ready: spares N.
@@ -518,15 +520,13 @@ func cmdSpares(ts *testscript.TestScript, _ bool, args []string) {
 
 // processesOf finds the processes that have dir, or what is in it, on their
 // command line. A name that only begins as dir does is another session's.
-func processesOf(dir string) []int {
-	var pids []int
-	for pid, args := range cmdlines() {
+func processesOf(dir string) map[int][]string {
+	found := cmdlines()
+	maps.DeleteFunc(found, func(pid int, args []string) bool {
 		line := strings.Join(args, " ") + " "
-		if pid != os.Getpid() && (strings.Contains(line, dir+"/") || strings.Contains(line, dir+" ")) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+		return pid == os.Getpid() || !strings.Contains(line, dir+"/") && !strings.Contains(line, dir+" ")
+	})
+	return found
 }
 
 func unmountBelow(dir string) {

@@ -84,6 +84,7 @@ func (p *plugged) dialTraced(ctx context.Context, cfg *config.Config, address st
 	for _, set := range more {
 		set(&o)
 	}
+	o.ConnectionOptions.GetSystemInfoTimeout = dialTime // else the SDK waits for its own 5 s
 	dialCtx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	c, err := client.DialContext(dialCtx, o)

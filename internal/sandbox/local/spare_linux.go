@@ -135,10 +135,16 @@ func (p *Provider) refill() {
 	p.awaitLull()
 }
 
+// wanted reports whether there are fewer than are kept and more can be made. It
+// needs the lock.
+func (s *spares) wanted() bool {
+	return !s.closing && len(s.list) < s.most && time.Since(s.failed) >= spareTime
+}
+
 // awaitLull needs the lock.
 func (p *Provider) awaitLull() {
 	s := &p.spares
-	if s.soon != nil || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime {
+	if s.soon != nil || !s.wanted() {
 		return
 	}
 	var timer *time.Timer
@@ -163,7 +169,7 @@ func (p *Provider) fill() {
 	s := &p.spares
 	for {
 		s.mu.Lock()
-		if s.at > 0 || s.closing || len(s.list) >= s.most || time.Since(s.failed) < spareTime || s.untilLull() > 0 {
+		if s.at > 0 || !s.wanted() || s.untilLull() > 0 {
 			close(s.filling)
 			s.filling = nil
 			p.awaitLull()

@@ -191,7 +191,7 @@ func sparesOfWorker(t *testing.T, p *Provider, most int) (found []string) {
 func TestSparesEndWithTheirWorker(t *testing.T) {
 	p := newProvider(t)
 	o := testOptions(p.dir)
-	o.Spares = 8
+	o.Spares = DefaultSpares
 	before := cgroupsOfSandboxes()
 	ref, kill := startWorker(t, workerOrder{Options: o, Spec: testSpec("lives-on"), Script: "exec sleep 1000"})
 	r := ref()
