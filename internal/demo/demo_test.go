@@ -312,7 +312,7 @@ func TestClaudeCodePlaysEveryVariant(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), claude, "-p", "--session-id", uuid(variant), "--output-format", "stream-json", "--verbose",
 				"--model", "sonnet", "--dangerously-skip-permissions")
 			cmd.Dir, cmd.Stdin = dir, strings.NewReader(prompt(variant))
-			cmd.Env = append(os.Environ(), "HOME="+home, "CLAUDE_CONFIG_DIR="+filepath.Join(home, "claude"), "GOCACHE="+goCache(t), "IS_SANDBOX=1",
+			cmd.Env = append(os.Environ(), "HOME="+home, "CLAUDE_CONFIG_DIR="+filepath.Join(home, "claude"), "CLAUDE_CODE_TMPDIR="+home, "GOCACHE="+goCache(t), "IS_SANDBOX=1",
 				"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "DISABLE_AUTOUPDATER=1", "CLAUDE_CODE_MAX_OUTPUT_TOKENS=32000",
 				"ANTHROPIC_BASE_URL="+url, "ANTHROPIC_API_KEY=any")
 			if _, err := play(t, cmd); err != nil {

@@ -75,7 +75,7 @@ func TestLedgerAgreesWithTheRealClaudeToTheLastDigit(t *testing.T) {
 		cmd := exec.CommandContext(ctx, claude, append([]string{"-p", step.prompt, "--output-format", "stream-json", "--verbose", "--model", "sonnet", "--dangerously-skip-permissions"}, step.args...)...)
 		cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
 		cmd.Env = []string{
-			"PATH=" + os.Getenv("PATH"), "HOME=" + home, "CLAUDE_CONFIG_DIR=" + filepath.Join(home, "claude"), "IS_SANDBOX=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1",
+			"PATH=" + os.Getenv("PATH"), "HOME=" + home, "CLAUDE_CONFIG_DIR=" + filepath.Join(home, "claude"), "CLAUDE_CODE_TMPDIR=" + home, "IS_SANDBOX=1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1",
 			"DISABLE_AUTOUPDATER=1", "CLAUDE_CODE_MAX_OUTPUT_TOKENS=32000", "ANTHROPIC_BASE_URL=" + r.url, "ANTHROPIC_API_KEY=" + token,
 		}
 		out, err := cmd.Output()

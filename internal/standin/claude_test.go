@@ -92,7 +92,7 @@ func (s session) try(ctx context.Context) (claudeEnd, error) {
 	cmd.Dir = s.dir
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + s.home, "CLAUDE_CONFIG_DIR=" + filepath.Join(s.home, "claude"), "IS_SANDBOX=1",
+		"PATH=" + os.Getenv("PATH"), "HOME=" + s.home, "CLAUDE_CONFIG_DIR=" + filepath.Join(s.home, "claude"), "CLAUDE_CODE_TMPDIR=" + s.home, "IS_SANDBOX=1",
 		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "DISABLE_AUTOUPDATER=1",
 		"ANTHROPIC_BASE_URL=" + s.url, "ANTHROPIC_API_KEY=good-key-of-the-test", "CLAUDE_CODE_MAX_OUTPUT_TOKENS=32000",
 	}, s.env...)
