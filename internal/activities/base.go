@@ -201,7 +201,7 @@ func (a *Activities) freeze(ctx context.Context, in orchestrator.PrepareBaseInpu
 		err = a.setup(ctx, sb, in.Plan.Setup, in.Plan.Limits, a.proxyEnv(in.Plan.Provider))
 	}
 	if err == nil {
-		err = a.script(ctx, sb, "settle", settleScript)
+		err = a.script(ctx, sb, "settle", sandbox.SettleIndex(sandbox.ManyFiles))
 	}
 	if err != nil {
 		return "", false, err
@@ -237,20 +237,6 @@ git config user.email fork@sandbox-temporal.invalid
 git config gc.auto 0
 git reset -q --hard
 rm -f "$BUNDLE" .git/FETCH_HEAD`
-
-// settleScript leaves an index that git need not look behind. A file that was
-// written in the same second as the index is read again by every status, and
-// the index is written again then, in every fork.
-//
-// What git finds in folders is kept in the index too, where git sees by their
-// times that nothing was added (git-update-index(1), "Untracked cache"): the
-// first status of a fork reads no folder.
-const settleScript = `git update-index -q --refresh
-now=$(date +%s); while [ "$(date +%s)" = "$now" ]; do sleep 0.05; done
-git update-index -q --untracked-cache
-git status --porcelain > /dev/null
-git update-index -q --force-write-index
-true`
 
 // unpack puts the base commit into an empty workspace.
 func (a *Activities) unpack(ctx context.Context, sb sandbox.Sandbox, bundle io.Reader, commit, branch string) error {

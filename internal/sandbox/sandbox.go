@@ -35,6 +35,22 @@ const (
 // [Spec].Gateway.
 const GatewayPort = 8484
 
+// ChangesPort is the port on a sandbox's own 127.0.0.1 where a provider that
+// can answers git's question which files of [Workspace] can have changed. The
+// question is a line with a token, the answer is what a file system monitor
+// tells git: a new token and paths, each followed by a zero byte (githooks(5),
+// fsmonitor-watchman, version 2). The path "/" says that any file may have; to
+// who gives a token that is not known, it is said with the token [Unsure] where
+// there is no base. Nobody listens there with other providers.
+//
+// A base whose index was made up with a token of its own keeps that in the
+// file [ChangesToken] of its repository.
+const (
+	ChangesPort  = 8485
+	ChangesToken = "sandbox-temporal-changes"
+	Unsure       = "unsure"
+)
+
 // A Provider makes and destroys sandboxes. It is safe for concurrent use and
 // keeps no state that a Ref does not carry.
 type Provider interface {

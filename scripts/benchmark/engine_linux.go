@@ -140,7 +140,7 @@ func (w *workshop) makeBase(ctx context.Context, key string, files int) error {
 		return err
 	}
 	defer sb.Close()
-	cmd := sandbox.Cmd{Args: []string{"sh", "-c", treeScript + cacheScript}, Env: []string{"TREE=" + tool, "FILES=" + strconv.Itoa(files)}}
+	cmd := sandbox.Cmd{Args: []string{"sh", "-c", treeScript + sandbox.SettleIndex(sandbox.ManyFiles)}, Env: []string{"TREE=" + tool, "FILES=" + strconv.Itoa(files)}}
 	if err := runIn(ctx, sb, "tree", cmd); err != nil {
 		return err
 	}

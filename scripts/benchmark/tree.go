@@ -57,8 +57,7 @@ sleep 1.1
 git status --porcelain
 `
 
-// cacheScript has git remember what is in the folders, as bases are prepared
-// (internal/activities: settleScript).
+// cacheScript has git remember what is in the folders, as that of a base does.
 const cacheScript = `
 git update-index --untracked-cache
 git status --porcelain

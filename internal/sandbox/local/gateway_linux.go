@@ -24,13 +24,22 @@ type forwarder struct {
 	gateway  string
 	log      *slog.Logger
 	slots    chan struct{}
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{} // nil after close
+	conns    connections
 }
 
 // forward takes f over, which is a listener of another network namespace.
 func forward(f *os.File, gateway string, log *slog.Logger) (*forwarder, error) {
+	l, err := loopbackListener(f)
+	if err != nil {
+		return nil, err
+	}
+	w := &forwarder{listener: l, gateway: gateway, log: log, slots: make(chan struct{}, maxForwards)}
+	go w.run()
+	return w, nil
+}
+
+// loopbackListener takes over what init listens at in the sandbox.
+func loopbackListener(f *os.File) (*net.TCPListener, error) {
 	l, err := net.FileListener(f)
 	_ = f.Close()
 	if err != nil {
@@ -39,11 +48,19 @@ func forward(f *os.File, gateway string, log *slog.Logger) (*forwarder, error) {
 	tcp, ok := l.(*net.TCPListener)
 	if !ok {
 		l.Close()
-		return nil, errors.New("the listener for the gateway is none for TCP")
+		return nil, errors.New("init's listener is none for TCP")
 	}
-	w := &forwarder{listener: tcp, gateway: gateway, log: log, slots: make(chan struct{}, maxForwards), conns: map[net.Conn]struct{}{}}
-	go w.run()
-	return w, nil
+	return tcp, nil
+}
+
+// closeLoopback ends the listener, and an Accept that waits at it.
+func closeLoopback(l *net.TCPListener) {
+	// Init has the listener too and can make it one that blocks: then Close
+	// would wait for the Accept, and only this ends it.
+	if raw, err := l.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
+	_ = l.Close() // nothing is lost with it
 }
 
 func (w *forwarder) run() {
@@ -70,10 +87,10 @@ func (w *forwarder) carry(in net.Conn) {
 		return
 	}
 	defer out.Close()
-	if !w.keep(in, out) {
+	if !w.conns.keep(in, out) {
 		return
 	}
-	defer w.drop(in, out)
+	defer w.conns.drop(in, out)
 	done := make(chan struct{})
 	go func() {
 		pass(out, in.(*net.TCPConn))
@@ -100,23 +117,44 @@ func pass(to, from halfCloser) {
 	}
 }
 
-func (w *forwarder) keep(conns ...net.Conn) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.conns == nil {
+// connections are those that can be closed from outside, all at once and once
+// and for all.
+type connections struct {
+	mu     sync.Mutex
+	open   map[net.Conn]struct{}
+	closed bool
+}
+
+// keep reports whether close is still to come.
+func (k *connections) keep(conns ...net.Conn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
 		return false
 	}
+	if k.open == nil {
+		k.open = map[net.Conn]struct{}{}
+	}
 	for _, c := range conns {
-		w.conns[c] = struct{}{}
+		k.open[c] = struct{}{}
 	}
 	return true
 }
 
-func (w *forwarder) drop(conns ...net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (k *connections) drop(conns ...net.Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, c := range conns {
-		delete(w.conns, c)
+		delete(k.open, c)
+	}
+}
+
+func (k *connections) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	for c := range k.open {
+		c.Close()
 	}
 }
 
@@ -125,18 +163,8 @@ func (w *forwarder) close() {
 	if w == nil {
 		return
 	}
-	// Init has the listener too and can make it one that blocks: then Close
-	// would wait for the Accept, and only this ends it.
-	if raw, err := w.listener.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
-	}
-	_ = w.listener.Close() // nothing is lost with it
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for c := range w.conns {
-		c.Close()
-	}
-	w.conns = nil
+	closeLoopback(w.listener)
+	w.conns.close()
 }
 
 // dialUnix connects to a socket whose path may be longer than an address.

@@ -88,11 +88,11 @@ func (in *initProcess) begin(op string) bool {
 		fmt.Fprintln(os.Stderr, "init: no", op, err)
 		return false
 	}
+	do := in.setup
 	if op == opStage {
-		err = in.stage(o.Setup, files)
-		return in.answer(answer{Seq: o.Seq, Fault: toWire(err)}) == nil && err == nil
+		do = in.stage
 	}
-	listener, err := in.setup(o.Setup, files)
+	listener, err := do(o.Setup, files)
 	if err != nil {
 		_ = in.answer(answer{Seq: o.Seq, Fault: toWire(err)})
 		return false
@@ -174,8 +174,8 @@ func (in *initProcess) obey(o order, files []*os.File) error {
 	return in.answer(a)
 }
 
-// stage makes what all sandboxes have.
-func (in *initProcess) stage(s *setup, files []*os.File) error {
+// stage makes what all sandboxes have. It returns the listener for the monitor.
+func (in *initProcess) stage(s *setup, files []*os.File) (*os.File, error) {
 	in.id = s.Record.Identity
 	mounts, done, err := s.received(files, func() (mountList, error) {
 		// What is open in the host's namespace cannot be cloned here, and
@@ -187,17 +187,20 @@ func (in *initProcess) stage(s *setup, files []*os.File) error {
 	})
 	defer done()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := unix.Sethostname([]byte("sandbox")); err != nil {
-		return refusal("set host name", err)
+		return nil, refusal("set host name", err)
 	}
 	// An ordinary user's init opens what is the sandbox's own by itself, later
 	// and by its path.
 	if in.root, err = stageRoot(mounts, s.HostLinks, in.id.Root); err != nil {
-		return refusal("build root", err)
+		return nil, refusal("build root", err)
 	}
-	return refusal("loopback", loopbackUp())
+	if err := loopbackUp(); err != nil {
+		return nil, refusal("loopback", err)
+	}
+	return listenLoopback(sandbox.ChangesPort)
 }
 
 // setup turns this process, which has every capability in its namespaces, into
@@ -217,7 +220,7 @@ func (in *initProcess) setup(s *setup, files []*os.File) (*os.File, error) {
 	var listener *os.File
 	if s.Record.Gateway != "" {
 		var err error
-		if listener, err = listenGateway(); err != nil {
+		if listener, err = listenLoopback(sandbox.GatewayPort); err != nil {
 			return nil, err
 		}
 	}
@@ -353,10 +356,10 @@ func loopbackUp() error {
 	return os.NewSyscallError("ioctl", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr))
 }
 
-// listenGateway listens in the sandbox's network. The listener goes to the
+// listenLoopback listens in the sandbox's network. The listener goes to the
 // supervisor, who accepts from it on the host.
-func listenGateway() (*os.File, error) {
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: sandbox.GatewayPort})
+func listenLoopback(port int) (*os.File, error) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	if err != nil {
 		return nil, err
 	}

@@ -79,6 +79,7 @@ type supervisor struct {
 	missing  []sandbox.Limit // that the group does not enforce; likewise
 	listener *net.UnixListener
 	gateway  *forwarder
+	monitor  *monitor
 	alarm    *alarm
 
 	uploads sync.RWMutex // held shared while a file is on its way to its name
@@ -271,11 +272,18 @@ func (s *supervisor) awaitStage() error {
 	}
 	<-s.joined
 	a, files, err := s.orders.answered(s.staged)
-	closeAll(files)
 	s.staged = nil
 	if err == nil {
 		err = a.Fault.err("start sandbox")
 	}
+	if err == nil && len(files) != 1 {
+		err = errors.New("init sent no listener")
+	}
+	if err != nil {
+		closeAll(files)
+		return err
+	}
+	s.monitor, err = newMonitor(files[0], s.log)
 	return err
 }
 
@@ -319,6 +327,7 @@ func (s *supervisor) open() (err error) {
 			return err
 		}
 	}
+	s.monitor.watch(s.record, s.box)
 	return s.listen()
 }
 
@@ -541,6 +550,7 @@ func (s *supervisor) end(why string) error {
 	s.setState(dying)
 	s.kill()
 	s.gateway.close()
+	s.monitor.close()
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -560,6 +570,7 @@ func (s *supervisor) abandon() {
 		s.kill()
 	}
 	s.gateway.close()
+	s.monitor.close()
 	s.alarm.close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
