@@ -39,12 +39,13 @@ const GatewayPort = 8484
 // can answers git's question which files of [Workspace] can have changed. The
 // question is a line with a token, the answer is what a file system monitor
 // tells git: a new token and paths, each followed by a zero byte (githooks(5),
-// fsmonitor-watchman, version 2). The path "/" says that any file may have; to
-// who gives a token that is not known, it is said with the token [Unsure] where
-// there is no base. Nobody listens there with other providers.
+// fsmonitor-watchman, version 2). The path "/" says that any file may have; in a
+// sandbox on no base it is the only answer, with [Unsure] for a token. Nobody
+// listens there with other providers.
 //
 // A base whose index was made up with a token of its own keeps that in the
-// file [ChangesToken] of its repository.
+// file [ChangesToken] of its git folder: the token, a space and the number of
+// that file's inode, by which a copy of it is known.
 const (
 	ChangesPort  = 8485
 	ChangesToken = "sandbox-temporal-changes"

@@ -34,7 +34,8 @@ case $(git version) in
 	if [ "$(git ls-files | head -n %[3]d | wc -l)" -ge %[3]d ] &&
 		[ "$(timeout 5 sh -c "$ask \"\$@\"" git 2 none | tr '\0' ' ')" = '` + Unsure + ` / ' ]; then
 		token=$(mktemp -u XXXXXXXXXXXXXXXX)
-		echo "$token" > .git/%[4]s
+		: > .git/%[4]s
+		echo "$token $(stat -c %%i .git/%[4]s)" > .git/%[4]s
 		git config core.fsmonitorHookVersion 2
 		git config core.fsmonitor "printf '$token\\0' #"
 		git update-index -q --fsmonitor

@@ -79,13 +79,11 @@ func (m *monitor) watch(r record, box *folder) {
 	go m.run()
 }
 
-// baseToken returns the token of the index that the uppermost layer holds. A
-// flat one has an index of its own upper end and may have the token of its
-// lower one.
+// baseToken returns the token of the index that the uppermost layer holds, or
+// nothing when that layer is another one than the index was made up in: a file
+// that was copied, by a snapshot or because somebody touched it, has another
+// inode than the one it names.
 func baseToken(dir, layer string) string {
-	if strings.HasSuffix(layer, flatMark) {
-		return ""
-	}
 	top, err := unix.Open(filepath.Join(layerPath(dir, layer), "workspace"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return ""
@@ -100,10 +98,15 @@ func baseToken(dir, layer string) string {
 	f := os.NewFile(uintptr(fd), monitorTokenFile)
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxToken))
-	if err != nil {
+	var st unix.Stat_t
+	if err != nil || unix.Fstat(fd, &st) != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(b))
+	token, inode, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+	if inode != strconv.FormatUint(st.Ino, 10) {
+		return ""
+	}
+	return token
 }
 
 func (m *monitor) run() {

@@ -3,6 +3,8 @@ package local
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,7 +35,7 @@ const bothStatuses = `told=$(git status --porcelain); full=$(GIT_OPTIONAL_LOCKS=
 
 // query asks as git does, and shows zero bytes as spaces. Without a token it
 // asks since the base.
-const query = `query() { bash -c 'exec 3<>/dev/tcp/127.0.0.1/8485; echo "${1-$(cat .git/sandbox-temporal-changes)}" >&3; cat <&3' query "$@" | tr '\0' ' '; }
+const query = `query() { bash -c 'exec 3<>/dev/tcp/127.0.0.1/8485; echo "${1-$(cut -d\  -f 1 .git/sandbox-temporal-changes)}" >&3; cat <&3' query "$@" | tr '\0' ' '; }
 `
 
 func TestGitIsToldWhatHasChangedSinceTheBase(t *testing.T) {
@@ -106,6 +108,33 @@ func TestGitIsToldThatAnythingMayHaveChanged(t *testing.T) {
 	}
 }
 
+// TestWhatChangedJustNowIsToldAgain: another change could have the same time.
+func TestWhatChangedJustNowIsToldAgain(t *testing.T) {
+	dir := t.TempDir()
+	var u upperLayer
+	if !u.begin(dir) {
+		t.Fatal("the folder cannot be opened")
+	}
+	defer u.root.Close()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	told := func() []string {
+		t.Helper()
+		since := u.looks
+		if _, err := u.look(); err != nil {
+			t.Fatal(err)
+		}
+		return u.since(since)
+	}
+	for range 2 {
+		if got := told(); !slices.Contains(got, "file") || !slices.Contains(got, nobodys) {
+			t.Errorf("told %q", got)
+		}
+	}
+	eventually(t, "it is told no more", func() bool { return len(told()) == 0 })
+}
+
 // TestGitSeesWhatChangedBelow has work frozen that git was never asked about: its
 // index is that of a lower layer then.
 func TestGitSeesWhatChangedBelow(t *testing.T) {
@@ -118,6 +147,9 @@ func TestGitSeesWhatChangedBelow(t *testing.T) {
 		if i%3 == 0 {
 			deed += "; git add new1; git status > /dev/null"
 		}
+		if i == 1 {
+			deed += "; chmod -R g-w ." // copies all files up
+		}
 		return deed
 	})
 	look := func(base string) *attached {
@@ -125,7 +157,7 @@ func TestGitSeesWhatChangedBelow(t *testing.T) {
 		s := testSpec("on-" + base)
 		s.Base = base
 		ref, sb := newSandbox(t, p, s)
-		want := len(strings.Split(script(t, sb, "full", "git -c core.fsmonitor=false -c core.untrackedCache=false status --porcelain"), "\n"))
+		want := len(strings.Split(script(t, sb, "full", "GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false -c core.untrackedCache=false status --porcelain"), "\n"))
 		for _, id := range []string{"first", "second"} {
 			if out := script(t, sb, id, bothStatuses); out != "" || want < 3 {
 				t.Errorf("on %s, %s: %d changes, %s", base, id, want, out)
