@@ -187,6 +187,24 @@ func TestDestroyEndsWhateverTheAgentHasMade(t *testing.T) {
 	}
 }
 
+// A generation of shells: each has the next one in a session of its own, and
+// hears no signal that can be ignored. Their programs begin anew, unlike the
+// sessions above, whose memory the kernel has to take apart from that of all
+// their forebears: that takes it seconds with a thousand, and half a minute to
+// make them.
+const generation = `trap "" TERM INT HUP QUIT TSTP; if [ $1 -gt 0 ]; then setsid sh "$0" $(($1 - 1)) & else : > /tmp/all; fi; while :; do wait; sleep 1000; done`
+
+func TestDestroyEndsGenerationsOfSessions(t *testing.T) {
+	p := newProvider(t)
+	ref, sb := newSandbox(t, p, testSpec("generations"))
+	script(t, sb, "write", "cat > /tmp/generation <<'end'\n"+generation+"\nend")
+	if _, err := sb.Start(t.Context(), "first", sandbox.Cmd{Args: []string{"sh", "/tmp/generation", strconv.Itoa(sized(200, 1000))}}); err != nil {
+		t.Fatal(err)
+	}
+	script(t, sb, "all", "until [ -e /tmp/all ]; do sleep 0.05; done")
+	mustDestroy(t, p, ref)
+}
+
 func TestDestroyNeedsNoSpaceOnTheDisk(t *testing.T) {
 	for what, row := range map[string]struct{ options, fill string }{
 		"no bytes": {"size=24m", "head -c 100m /dev/zero > full; cp full ~/; cp full /tmp; head -c 100m /dev/zero; head -c 100m /dev/zero >&2"},
