@@ -51,22 +51,32 @@ func (l *Ledger) crash() {
 		return
 	}
 	l.closed = true
-	l.queue = nil
 	close(l.closing)
 	l.mu.Unlock()
+	l.forget()
 	l.beats.Wait()
 	for ended := false; !ended; {
 		select {
 		case <-l.ended:
 			ended = true
 		case <-time.After(time.Millisecond):
-			l.mu.Lock()
-			l.queue = nil // settlements that came in the last moment
-			l.mu.Unlock()
+			l.forget() // settlements that came in the last moment
 			l.signal()
 		}
 	}
 	l.release()
+}
+
+// forget drops what is not written yet. Who waits for it would have died with
+// the process, and is told.
+func (l *Ledger) forget() {
+	l.mu.Lock()
+	lost := l.queue
+	l.queue = nil
+	l.mu.Unlock()
+	for _, e := range lost {
+		e.done(errClosed)
+	}
 }
 
 var token = HashOf("token")

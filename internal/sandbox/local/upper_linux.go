@@ -20,6 +20,9 @@ type upperLayer struct {
 	xattr string // how names of the overlay's attributes begin
 	looks int
 	found map[string]*found // by path; "" is the workspace itself
+	names int               // bytes of those paths
+
+	pending []string // folders still to be looked at
 }
 
 // A found is a file or folder, as it was when it was last seen to be another
@@ -37,12 +40,16 @@ type found struct {
 	look, whole, seen int
 }
 
-// maxFound bounds what is remembered. Git looks at as many files in the time
-// that it takes to list them.
-const maxFound = 10_000
+// These bound what is remembered. Git looks at as many files in the time that it
+// takes to list them.
+const (
+	maxFound = 10_000
+	maxNames = 2 << 20 // bytes
+	maxName  = 1 << 10
+)
 
 var (
-	errCrowded = errors.New("too many files have changed")
+	errCrowded = errors.New("too many files have changed, or too long names")
 	errHidden  = errors.New("a folder cannot be looked into")
 )
 
@@ -55,7 +62,7 @@ func (u *upperLayer) begin(path string) bool {
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-		root.Close()
+		_ = root.Close()
 		return false
 	}
 	u.root = root
@@ -69,7 +76,7 @@ func (u *upperLayer) begin(path string) bool {
 func (u *upperLayer) look() (moved bool, err error) {
 	defer func() {
 		if err != nil {
-			u.found = nil
+			u.found, u.names = nil, 0
 		}
 	}()
 	if u.found == nil {
@@ -77,16 +84,15 @@ func (u *upperLayer) look() (moved bool, err error) {
 	}
 	u.looks++
 	now := time.Now()
-	pending := []string{""}
-	for len(pending) > 0 {
-		at := pending[len(pending)-1]
-		pending = pending[:len(pending)-1]
-		folders, away, err := u.folder(at, now)
+	u.pending = []string{""}
+	for len(u.pending) > 0 {
+		at := u.pending[len(u.pending)-1]
+		u.pending = u.pending[:len(u.pending)-1]
+		away, err := u.folder(at, now)
 		if err != nil {
 			return false, err
 		}
 		moved = moved || away
-		pending = append(pending, folders...)
 	}
 	for _, f := range u.found {
 		if f.seen != u.looks && !f.gone {
@@ -96,11 +102,11 @@ func (u *upperLayer) look() (moved bool, err error) {
 	return moved, nil
 }
 
-// folder looks at one folder and returns those in it. What has vanished
+// folder looks at one folder; those in it are pending then. What has vanished
 // meanwhile is passed over.
-func (u *upperLayer) folder(at string, now time.Time) (folders []string, moved bool, err error) {
-	if len(at) > longPath {
-		return nil, false, errHidden
+func (u *upperLayer) folder(at string, now time.Time) (moved bool, err error) {
+	if len(at) > maxName {
+		return false, errCrowded
 	}
 	fd, err := unix.Openat2(int(u.root.Fd()), path.Join(".", at), &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
@@ -108,9 +114,9 @@ func (u *upperLayer) folder(at string, now time.Time) (folders []string, moved b
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return nil, false, nil
+		return false, nil
 	case err != nil:
-		return nil, false, errHidden
+		return false, errHidden
 	}
 	f := os.NewFile(uintptr(fd), at)
 	defer f.Close()
@@ -118,7 +124,7 @@ func (u *upperLayer) folder(at string, now time.Time) (folders []string, moved b
 	// between is seen by a later time.
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, false, errHidden
+		return false, errHidden
 	}
 	moved = has(fd, u.xattr+"redirect")
 	self := found{folder: true, alone: moved || has(fd, u.xattr+"opaque")}
@@ -136,11 +142,11 @@ func (u *upperLayer) folder(at string, now time.Time) (folders []string, moved b
 				continue
 			}
 			if err != nil {
-				return nil, false, errHidden
+				return false, errHidden
 			}
 			p := path.Join(at, name)
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				folders = append(folders, p)
+				u.pending = append(u.pending, p)
 			} else {
 				u.note(p, &st, found{}, now)
 			}
@@ -149,18 +155,18 @@ func (u *upperLayer) folder(at string, now time.Time) (folders []string, moved b
 			break
 		}
 		if err != nil {
-			return nil, false, errHidden
+			return false, errHidden
 		}
-		if len(u.found)+len(folders) > maxFound {
-			return nil, false, errCrowded
+		if len(u.found) > maxFound || len(u.pending) > maxFound || u.names > maxNames {
+			return false, errCrowded
 		}
 	}
 	if was := u.found[at]; at == "" && was != nil && was.look == 0 && empty {
 		was.seen = u.looks // nobody has made anything yet
-		return nil, moved, nil
+		return moved, nil
 	}
 	u.note(at, &st, self, now)
-	return folders, moved, nil
+	return moved, nil
 }
 
 // note remembers what was seen at the path, when it is another than before.
@@ -178,6 +184,9 @@ func (u *upperLayer) note(p string, st *unix.Stat_t, is found, now time.Time) {
 		is.whole = was.whole
 	case was == nil && is.folder && !is.alone:
 		is.whole = 0 // it was copied up from a base, and shows what that has in it
+	}
+	if was == nil {
+		u.names += len(p)
 	}
 	u.found[p] = &is
 }
