@@ -36,9 +36,7 @@ func TestATimeoutOfTheCallKillsTheProcess(t *testing.T) {
 	b := one(t, e2btest.Options{})
 	s := b.start("exec sleep 1234", "Connect-Timeout-Ms", "3000")
 	s.pid()
-	if n := b.running("sleep 1234"); n != 1 {
-		t.Fatalf("%d run", n)
-	}
+	until(t, "it runs", func() bool { return b.running("sleep 1234") == 1 })
 	_, _, code, last, err := s.rest()
 	if err != nil || last.Error == nil || last.Error.Code != "deadline_exceeded" || code != -100 {
 		t.Errorf("code %d, %+v, %v", code, last, err)
@@ -342,10 +340,10 @@ func TestEachSandboxHasATreeOfItsOwn(t *testing.T) {
 	}
 	// Processes have numbers of their own, and none sees another sandbox's.
 	s := a.start("exec sleep 4321")
-	pid := s.pid()
-	if got := a.run(fmt.Sprintf("tr '\\0' ' ' < /proc/%d/cmdline", pid)); got != "sleep 4321 " {
-		t.Errorf("process %d is %q", pid, got)
-	}
+	pid := s.pid() // of the shell at first, and of nobody in between
+	until(t, "its process to be the program", func() bool {
+		return a.run(fmt.Sprintf("tr '\\0' ' ' < /proc/%d/cmdline", pid)) == "sleep 4321 "
+	})
 	if n := b.running("sleep 4321"); n != 0 {
 		t.Errorf("the other sandbox sees %d of them", n)
 	}
@@ -370,9 +368,7 @@ func TestKillLeavesNobody(t *testing.T) {
 	// They ignore what can be ignored, and left their group and terminal.
 	const word = "e2btest-kill-leaves-nobody"
 	b.run(`trap '' TERM INT HUP; for i in 1 2 3; do setsid sh -c 'trap "" TERM; while :; do sleep 0.05; done' ` + word + ` > /dev/null 2>&1 & done`)
-	if n := b.running(word); n != 3 {
-		t.Fatalf("%d run", n)
-	}
+	until(t, "three run", func() bool { return b.running(word) == 3 })
 	c.must(http.StatusNoContent, http.MethodDelete, b.path(""), "")
 	// They are seen from another sandbox as little as from here: look at all.
 	if alive := naming(t, word); len(alive) > 0 {
