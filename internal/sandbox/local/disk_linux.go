@@ -225,17 +225,22 @@ func (w *walk) file(fd int, d dirAt, name string) {
 }
 
 func (w *walk) openAt(d dirAt) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	how := unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if w.open {
-		how.Flags = flags&^unix.O_RDONLY | unix.O_PATH
+		flags |= unix.O_PATH
 	}
-	fd, err := unix.Openat2(d.base, d.path, &how)
+	fd, err := openBeneath(d.base, d.path, flags)
 	if err != nil || !w.open {
 		return fd, err
 	}
 	defer unix.Close(fd)
 	return reopenDir(fd, 0o500)
+}
+
+// openBeneath opens what is at the path below dir, which strangers can change
+// meanwhile: no link on the way is followed.
+func openBeneath(dir int, path string, flags int) (int, error) {
+	return unix.Openat2(dir, path, &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
 }
 
 // nameless adds up what the processes have open of files that have no name

@@ -29,13 +29,12 @@ import (
 // that everything may have. Whoever lies to it deceives git in this sandbox,
 // and nobody else.
 type monitor struct {
-	listener *net.TCPListener
-	upper    upperLayer
-	based    bool   // the sandbox stands on a base, and its upper layer can be read
-	token    string // of the index in that base; empty: it has none
-	own      string
-	log      *slog.Logger
-	conns    connections
+	door  *door
+	upper upperLayer
+	based bool   // the sandbox stands on a base, and its upper layer can be read
+	token string // of the index in that base; empty: it has none
+	own   string
+	log   *slog.Logger
 
 	looking sync.Mutex // held for all that follows, and to look at the layer
 	epoch   int        // tokens of earlier ones are not known any more
@@ -59,11 +58,11 @@ const monitorTokenFile = ".git/" + sandbox.ChangesToken
 
 // newMonitor takes f over, which is a listener of another network namespace.
 func newMonitor(f *os.File, log *slog.Logger) (*monitor, error) {
-	l, err := loopbackListener(f)
+	d, err := newDoor(f)
 	if err != nil {
 		return nil, err
 	}
-	return &monitor{listener: l, log: log}, nil
+	return &monitor{door: d, log: log}, nil
 }
 
 // watch begins to answer. Nobody has changed anything in the sandbox yet.
@@ -76,7 +75,7 @@ func (m *monitor) watch(r record, box *folder) {
 		m.token = baseToken(r.Dir, r.Layers[0])
 		m.based = m.upper.begin(filepath.Join(box.path, fsDir, "workspace"))
 	}
-	go m.run()
+	go m.door.serve(maxCallers, m.talk)
 }
 
 // baseToken returns the token of the index that the uppermost layer holds, or
@@ -89,9 +88,7 @@ func baseToken(dir, layer string) string {
 		return ""
 	}
 	defer unix.Close(top)
-	fd, err := unix.Openat2(top, monitorTokenFile, &unix.OpenHow{
-		Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	})
+	fd, err := openBeneath(top, monitorTokenFile, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK)
 	if err != nil {
 		return ""
 	}
@@ -107,25 +104,6 @@ func baseToken(dir, layer string) string {
 		return ""
 	}
 	return token
-}
-
-func (m *monitor) run() {
-	slots := make(chan struct{}, maxCallers)
-	for {
-		slots <- struct{}{}
-		c, err := m.listener.Accept()
-		if err != nil {
-			return // closed, or the network is gone with the sandbox
-		}
-		go func() {
-			defer func() { <-slots }()
-			defer c.Close()
-			if m.conns.keep(c) {
-				defer m.conns.drop(c)
-				m.talk(c)
-			}
-		}()
-	}
 }
 
 // talk reads the token that git has and writes what has changed since.
@@ -185,9 +163,7 @@ func (m *monitor) answer(token string) []byte {
 
 // close ends the listener and all connections.
 func (m *monitor) close() {
-	if m == nil {
-		return
+	if m != nil {
+		m.door.close()
 	}
-	closeLoopback(m.listener)
-	m.conns.close()
 }

@@ -27,9 +27,12 @@ func newMonitored(t *testing.T, p *Provider) (sandbox.Ref, *attached) {
 	return newSandbox(t, p, s)
 }
 
+// fullStatus neither asks nor writes anything down.
+const fullStatus = "GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false -c core.untrackedCache=false status --porcelain"
+
 // bothStatuses shows what git sees that is told what has changed, and what it
 // sees by itself, when the two are not the same.
-const bothStatuses = `told=$(git status --porcelain); full=$(GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false -c core.untrackedCache=false status --porcelain)
+const bothStatuses = `told=$(git status --porcelain); full=$(` + fullStatus + `)
 [ "$told" = "$full" ] || printf 'told what changed:\n%s\nby itself:\n%s\n' "$told" "$full"
 `
 
@@ -152,12 +155,12 @@ func TestGitSeesWhatChangedBelow(t *testing.T) {
 		}
 		return deed
 	})
-	look := func(base string) *attached {
+	look := func(base string) {
 		t.Helper()
 		s := testSpec("on-" + base)
 		s.Base = base
 		ref, sb := newSandbox(t, p, s)
-		want := len(strings.Split(script(t, sb, "full", "GIT_OPTIONAL_LOCKS=0 git -c core.fsmonitor=false -c core.untrackedCache=false status --porcelain"), "\n"))
+		want := len(strings.Split(script(t, sb, "full", fullStatus), "\n"))
 		for _, id := range []string{"first", "second"} {
 			if out := script(t, sb, id, bothStatuses); out != "" || want < 3 {
 				t.Errorf("on %s, %s: %d changes, %s", base, id, want, out)
@@ -168,7 +171,6 @@ func TestGitSeesWhatChangedBelow(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return sb
 	}
 	for _, key := range keys[1:] {
 		look(key)
@@ -208,7 +210,7 @@ var gitDeeds = []string{
 const movingDeeds = 5
 
 // TestGitThatIsToldWhatChangedSeesWhatItSeesWithout compares the two after
-// random deeds. The full one neither asks nor writes anything down.
+// random deeds.
 func TestGitThatIsToldWhatChangedSeesWhatItSeesWithout(t *testing.T) {
 	for what, deeds := range map[string][]string{"all deeds": gitDeeds, "folders stay": gitDeeds[:len(gitDeeds)-movingDeeds]} {
 		t.Run(what, func(t *testing.T) {

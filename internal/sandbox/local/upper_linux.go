@@ -108,10 +108,7 @@ func (u *upperLayer) folder(at string, now time.Time) (moved bool, err error) {
 	if len(at) > maxName {
 		return false, errCrowded
 	}
-	fd, err := unix.Openat2(int(u.root.Fd()), path.Join(".", at), &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	})
+	fd, err := openBeneath(int(u.root.Fd()), path.Join(".", at), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
 		return false, nil
@@ -204,7 +201,7 @@ func granularity(t unix.Timespec) time.Duration {
 func has(fd int, attr string) bool {
 	var b [16]byte
 	_, err := unix.Fgetxattr(fd, attr, b[:])
-	return err == nil || !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP)
+	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // since returns the paths at which something can be another than at that look.
